@@ -1,0 +1,135 @@
+"""Our own files: model folders and training states. Written to a staged folder, manifest last, one rename; never a pickle."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from latentworks.first_stage.base import FirstStage
+from latentworks.model import LatentDiffusion
+from latentworks.recipe import Recipe, build_model, read_recipe
+
+__all__ = ["KEEP", "is_model_folder", "load_folder", "load_newest_state", "save_folder", "save_state", "staged"]
+
+KEEP = 2
+"""Training states kept: the newest, and the one before it to fall back to."""
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A sibling folder to write into; it takes ``folder``'s place only if the block succeeds, else it is removed.
+
+    Raises: ValueError naming the folder when it cannot be written (no space, read-only, a file in the way).
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.staged")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}; nothing was changed there") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists():
+            if not folder.exists():
+                old.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def save_folder(folder: Path, model: FirstStage | LatentDiffusion, recipe: Recipe, card: str = "", dtype: torch.dtype | None = None) -> None:
+    """Write a model folder: recipe.json, model.safetensors, conditioners/I/FILE, README.md.
+
+    ``dtype`` (e.g. float16) shrinks the weights but not the latent statistics. Raises: ValueError if it cannot be written.
+    """
+    with staged(folder) as path:
+        tensors = {key: _as(value, None if key.endswith(("mean", "std")) else dtype) for key, value in model.state_dict().items()}
+        save_file(tensors, path / "model.safetensors", metadata={"format": "latentworks"})
+        recipe.save(path / "recipe.json")
+        for index, conditioner in enumerate(model.conditioners if isinstance(model, LatentDiffusion) else ()):
+            for name, text in conditioner.assets().items():  # type: ignore[operator]
+                target = path / "conditioners" / str(index) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(text)
+        if card:
+            (path / "README.md").write_text(card)
+
+
+def _as(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    value = value.detach().cpu()
+    return (value.to(dtype) if dtype is not None and value.is_floating_point() else value).contiguous()
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a folder holds a model of ours."""
+    return (path / "recipe.json").is_file() and (path / "model.safetensors").is_file()
+
+
+def load_folder(folder: Path) -> tuple[FirstStage | LatentDiffusion, Recipe]:
+    """A model in evaluation mode, float32, and its recipe. Raises: ValueError naming what is missing or does not fit."""
+    if not is_model_folder(folder):
+        raise ValueError(f"{folder} is no model folder: it must hold recipe.json and model.safetensors")
+    recipe = read_recipe(folder / "recipe.json")
+    names = sorted((folder / "conditioners").glob("*"), key=lambda path: int(path.name)) if (folder / "conditioners").is_dir() else []
+    assets = {int(path.name): {file.name: file.read_text() for file in path.iterdir()} for path in names}
+    model = build_model(recipe, assets)
+    try:
+        tensors = load_file(folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder / 'model.safetensors'} cannot be read ({error}); copy or train the model again") from None
+    try:
+        model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{folder}: weights and recipe.json do not belong together: {' '.join(str(error).split())[:300]}") from None
+    return model.eval(), recipe
+
+
+def save_state(run: Path, step: int, tensors: Mapping[str, Tensor]) -> Path:
+    """Write a training state as RUN/checkpoints/step-N, manifest last, and remove all but the newest `KEEP`."""
+    folder = run / "checkpoints" / f"step-{step:09d}"
+    with staged(folder) as path:
+        save_file({key: value.cpu() for key, value in tensors.items()}, path / "state.safetensors")
+        size = (path / "state.safetensors").stat().st_size
+        (path / "manifest.json").write_text(json.dumps({"step": step, "size": size, "blake2b": _digest(path / "state.safetensors")}))
+    for older in _states(run)[:-KEEP]:
+        shutil.rmtree(older, ignore_errors=True)
+    return folder
+
+
+def load_newest_state(run: Path) -> tuple[dict[str, Tensor] | None, list[str]]:
+    """The newest state whose manifest agrees with its file, and a line for each newer one that was passed over. None if there is none."""
+    complaints = []
+    for folder in reversed(_states(run)):
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            file = folder / "state.safetensors"
+            if file.stat().st_size == manifest["size"] and _digest(file) == manifest["blake2b"]:
+                return load_file(file), complaints
+            complaints.append(f"{folder.name} is damaged, going back to the save before it")
+        except (OSError, ValueError, KeyError, SafetensorError):
+            complaints.append(f"{folder.name} is incomplete, going back to the save before it")
+    return None, complaints
+
+
+def _states(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

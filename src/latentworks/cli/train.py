@@ -1,0 +1,49 @@
+"""`lw train` and `lw encode`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["encode", "train"]
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (see `lw info`) or a .json/.yaml file.")],
+    data: Annotated[Path, typer.Option(help="Folder of images.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE. If it holds a run of this recipe, that is resumed.")] = None,
+    first_stage: Annotated[Path | None, typer.Option(help="Trained first stage: a run or model folder. Latent models need one.")] = None,
+    from_model: Annotated[Path | None, typer.Option("--from", help="Fine-tune this model: start from its weights.")] = None,
+    for_: Annotated[str | None, typer.Option("--for", help="Stop after this time, e.g. 110m; run the command again to go on.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Shorthand for --set train.steps=N.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a setting of the recipe, e.g. --set train.batch=32.")] = None,
+) -> None:
+    """Train a first stage or a latent diffusion model. Ctrl-C saves; the same command resumes exactly.
+
+    Example: lw train openmoji-64-ae --data openmoji --for 30m
+    """
+    from latentworks.cli.terminal import parse_duration
+    from latentworks.recipes import get_recipe
+    from latentworks.runs import Message, RunRequest, train_run
+
+    overrides = [*(set_ or []), *([f"train.steps={steps}"] if steps is not None else [])]
+    chosen = get_recipe(recipe, overrides)
+    request = RunRequest(
+        recipe=chosen, data=data, out=out or Path("runs") / chosen.name, first_stage=first_stage, from_model=from_model,
+        seconds=parse_duration(for_),
+    )  # fmt: skip
+    for event in train_run(request):
+        typer.echo(event.text if isinstance(event, Message) else event.line())
+
+
+def encode(
+    first_stage: Annotated[Path, typer.Argument(help="Trained first stage: a run or model folder.")],
+    data: Annotated[Path, typer.Option(help="Folder of images.")],
+    size: Annotated[int, typer.Option(help="Pixels a side after resize and centre crop.")] = 64,
+) -> None:
+    """Fill the latent cache of a folder before training. Example: lw encode runs/openmoji-64-ae --data openmoji"""
+    from latentworks.cli.terminal import track
+    from latentworks.runs import encode_folder
+
+    for _ in track(encode_folder(first_stage, data, size), "encoding"):
+        pass

@@ -1,0 +1,122 @@
+"""A prompt as condition, encoded by a transformer trained jointly with the UNet (Section 3.3), and the vocabulary to train it with."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Int
+from pydantic import Field
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+
+from latentworks.conditioners.base import Conditioner, Encode
+from latentworks.config import Config
+from latentworks.nn.transformer import TextTransformer, TextTransformerConfig
+from latentworks.types import Batch, Cond, Gives
+
+__all__ = ["TextConditioner", "TextConfig", "drop_text", "fix_length", "train_tokenizer"]
+
+PAD = "[PAD]"
+
+
+class TextConfig(Config):
+    """``width`` of the context, ``length`` in tokens that every prompt is cut or padded to, ``vocabulary`` entries (pad has id 0)."""
+
+    kind: Literal["text"] = "text"
+    width: int = Field(default=512, ge=1)
+    layers: int = Field(default=8, ge=1)
+    heads: int = Field(default=8, ge=1)
+    head_channels: int = Field(default=64, ge=1)
+    length: int = Field(default=77, ge=1)
+    vocabulary: int = Field(default=30522, ge=1)
+    dropout: float = Field(default=0.0, ge=0, le=1)
+
+
+class TextConditioner(Conditioner):
+    """Reads ``batch["tokens"]`` if it is there, else tokenises ``batch["text"]``. "No condition" is the empty prompt.
+
+    Raises: ValueError when the tokenizer has more entries than ``config.vocabulary``.
+    """
+
+    field = "text"
+
+    def __init__(self, config: TextConfig, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.dropout = config.dropout
+        self.gives = Gives(context=config.width)
+        if tokenizer is not None and tokenizer.get_vocab_size() > config.vocabulary:
+            entries = tokenizer.get_vocab_size()
+            raise ValueError(f"vocabulary: {config.vocabulary} is less than the tokenizer's {entries} entries: set it to {entries} or more")
+        self.tokenizer = None if tokenizer is None else fix_length(tokenizer, config.length)
+        sizes = {name: getattr(config, name) for name in TextTransformerConfig.model_fields}
+        self.transformer = TextTransformer(TextTransformerConfig(**sizes))
+
+    def tokenize(self, text: list[str]) -> Int[Tensor, "b l"]:
+        """Token ids, all of ``config.length``. Raises: ValueError without a tokenizer."""
+        if self.tokenizer is None:
+            raise ValueError('text: this model came without a tokenizer; give batch["tokens"] instead, or load it with its tokenizer.json')
+        return torch.tensor([encoding.ids for encoding in self.tokenizer.encode_batch(text)], dtype=torch.long)
+
+    def forward(self, batch: Batch, encode: Encode) -> Cond:
+        """Context ``b length width``. Raises: ValueError when there is neither text nor tokens, or a token is not in the vocabulary."""
+        if "tokens" not in batch and "text" not in batch:
+            raise ValueError('text: this model is conditioned on prompts; give batch["text"], a list of strings')
+        tokens = batch["tokens"] if "tokens" in batch else self.tokenize(batch["text"])
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.vocabulary:
+            raise ValueError(f"tokens: ids must lie in 0 to {self.config.vocabulary - 1}, not {int(tokens.min())} to {int(tokens.max())}")
+        return Cond(context=self.transformer(tokens.to(self.transformer.tokens.weight.device)))
+
+    def drop(self, batch: Batch, where: Bool[Tensor, " b"]) -> Batch:
+        """The prompt "" where true: its tokens, or all zeros without a tokenizer."""
+        if not bool(where.any()):
+            return batch
+        batch = drop_text(batch, where)
+        if "tokens" in batch:
+            tokens = batch["tokens"]
+            empty = torch.zeros_like(tokens) if self.tokenizer is None else self.tokenize([""])[:, : tokens.shape[1]].to(tokens)
+            batch["tokens"] = torch.where(where.to(tokens.device)[:, None], empty, tokens)
+        return batch
+
+    def assets(self) -> dict[str, Any]:
+        """The tokenizer."""
+        return {} if self.tokenizer is None else {"tokenizer.json": self.tokenizer.to_str(pretty=True)}
+
+
+def drop_text(batch: Batch, where: Bool[Tensor, " b"]) -> Batch:
+    """A copy of the batch with the prompt "" where true."""
+    batch = batch.copy()
+    if "text" in batch:
+        batch["text"] = ["" if dropped else text for text, dropped in zip(batch["text"], where.tolist(), strict=True)]
+    return batch
+
+
+def fix_length(tokenizer: Tokenizer, length: int) -> Tokenizer:
+    """A copy that always cuts and pads to ``length`` tokens, with the tokenizer's own padding token."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    padding = tokenizer.padding or {"pad_id": tokenizer.token_to_id(PAD) or 0, "pad_token": PAD}
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length, pad_id=padding["pad_id"], pad_token=padding["pad_token"])
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int, min_frequency: int = 2) -> Tokenizer:
+    """Byte-pair encoding of lower-cased text on bytes, so that nothing is ever unknown; at most ``vocabulary`` entries, padding has id 0.
+
+    Deterministic. Raises: ValueError when ``vocabulary`` cannot hold the 256 bytes and the padding.
+    """
+    if vocabulary < 257:
+        raise ValueError(f"vocabulary: {vocabulary} cannot hold the 256 bytes and the padding: use 257 or more")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=min_frequency,
+        special_tokens=[PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer

@@ -1,0 +1,106 @@
+"""The base of every config: frozen, no unknown field, errors that name the field and the nearest valid one; load, merge and save."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+__all__ = ["Config", "merge", "nearest", "read_mapping"]
+
+
+def nearest(word: str, allowed: list[str]) -> str:
+    """A hint for a misspelt word: the closest allowed ones, else all of them."""
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "allowed: " + ", ".join(sorted(allowed))
+
+
+class Config(BaseModel):
+    """Base of all configs. Immutable; unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Validate. Raises: ValueError in one line, naming each bad field, its value, and the way out."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ValueError("; ".join(_explain(cls, item, values) for item in error.errors())) from None
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(self.model_dump_json(indent=2) + "\n")
+
+    def replace(self, **values: Any) -> Self:
+        """A validated copy with some fields changed."""
+        return self.parse({**self.model_dump(), **values})
+
+
+def _explain(cls: type[BaseModel], item: Any, values: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {where!r}: {nearest(str(item['loc'][-1]), _siblings(values, cls, item['loc']))}"
+    if item["type"] == "missing":
+        return f"{where}: is required"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{where or cls.__name__}: {message}" + (f" (got {item['input']!r})" if where and not isinstance(item["input"], dict) else "")
+
+
+def _siblings(values: dict[str, Any], cls: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+    """Valid keys beside the unknown one: walk the models along ``loc`` (union members appear in it by their ``kind``)."""
+    models: list[type[BaseModel]] = [cls]
+    for part in loc[:-1]:
+        inner = [m for model in models if (field := model.model_fields.get(str(part))) for m in _models_in(field.annotation)]
+        if inner:
+            models = inner
+        else:  # a discriminator: keep the members whose kind this is
+            models = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part] or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for inner in getattr(annotation, "__args__", ()) for m in _models_in(inner)]
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A JSON or YAML file as a mapping. Raises: ValueError naming the file."""
+    try:
+        text = path.read_text()
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a mapping of settings, not {type(values).__name__}")
+    return values
+
+
+def merge(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A copy of ``values`` with overrides of the form ``a.b=c`` applied; c is read as YAML. Raises: ValueError."""
+    result: dict[str, Any] = json.loads(json.dumps(values))
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator:
+            raise ValueError(f"{override!r}: write a setting as key=value, e.g. train.batch=32")
+        node = result
+        *parents, last = path.split(".")
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                raise ValueError(f"unknown key {path!r}: {nearest(parent, list(node))}")
+            node = node[parent]
+        node[last] = _number(yaml.safe_load(text))
+    return result
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text; a person means a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,137 @@
+"""Encoder and decoder of a first stage, for any down-sampling factor f = 2^n (Appendix G; the authors' ``Encoder``, ``Decoder``)."""
+
+from itertools import pairwise
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from latentworks.config import Config
+from latentworks.nn.attention import AttnBlock, LinearAttnBlock
+from latentworks.nn.blocks import FIRST_STAGE_EPS, Downsample, ResnetBlock, Upsample, group_norm
+
+__all__ = ["AutoencoderConfig", "Decoder", "Encoder"]
+
+
+class AutoencoderConfig(Config):
+    """Sizes. Level i has ``channels * multipliers[i]`` channels at 1/2^i of the image's size, hence f = 2^(len(multipliers) - 1)."""
+
+    in_channels: int = Field(default=3, ge=1)
+    channels: int = Field(default=128, ge=1)
+    multipliers: tuple[int, ...] = (1, 2, 4)
+    blocks: int = Field(default=2, ge=1)
+    latent_channels: int = Field(default=3, ge=1)  # of the encoder's output (z_channels)
+    embed_channels: int | None = Field(default=None, ge=1)  # of the latent, behind a 1x1 convolution; None: latent_channels
+    attention: tuple[int, ...] = ()  # down-sampling factors with attention
+    mid_attention: Literal["full", "linear", "none"] = "full"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _levels(self) -> "AutoencoderConfig":
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError(f"multipliers: give one positive integer per level, not {list(self.multipliers)}")
+        factors = [2**i for i in range(len(self.multipliers))]
+        for factor in self.attention:
+            if factor not in factors:
+                raise ValueError(f"attention: {factor} is not a down-sampling factor of this first stage: use some of {factors}")
+        return self
+
+    @property
+    def factor(self) -> int:
+        """The down-sampling factor f."""
+        return int(2 ** (len(self.multipliers) - 1))
+
+    @property
+    def embedding(self) -> int:
+        """Channels of the latent."""
+        return self.embed_channels or self.latent_channels
+
+
+class Level(nn.Module):
+    """The blocks of one resolution: residual blocks, each with attention or not, then a resampling or nothing."""
+
+    def __init__(self, channels: list[int], attention: bool, dropout: float, resample: nn.Module | None) -> None:
+        super().__init__()
+        pairs = list(pairwise(channels))
+        self.resnets = nn.ModuleList(ResnetBlock(before, after, dropout) for before, after in pairs)
+        self.attentions = nn.ModuleList(AttnBlock(after) for _, after in pairs if attention)
+        self.resample = resample or nn.Identity()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h2 w2"]:
+        """The next level's input."""
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x)
+            if len(self.attentions):
+                x = self.attentions[i](x)
+        out: Tensor = self.resample(x)
+        return out
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, channels: int, attention: Literal["full", "linear", "none"], dropout: float) -> None:
+        super().__init__()
+        kinds: dict[str, type[nn.Module]] = {"full": AttnBlock, "linear": LinearAttnBlock, "none": nn.Identity}
+        self.resnet1 = ResnetBlock(channels, channels, dropout)
+        self.attention = kinds[attention](channels)
+        self.resnet2 = ResnetBlock(channels, channels, dropout)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Same shape."""
+        out: Tensor = self.resnet2(self.attention(self.resnet1(x)))
+        return out
+
+
+class Encoder(nn.Module):
+    """Image to ``out_channels`` at 1/f of the size. ``levels[i]`` works at 1/2^i."""
+
+    def __init__(self, config: AutoencoderConfig, out_channels: int) -> None:
+        super().__init__()
+        widths = [config.channels * m for m in config.multipliers]
+        self.conv_in = nn.Conv2d(config.in_channels, config.channels, 3, padding=1)
+        self.levels = nn.ModuleList()
+        before = config.channels
+        for i, width in enumerate(widths):
+            down = Downsample(width, "after") if i < len(widths) - 1 else None
+            self.levels.append(Level([before] + [width] * config.blocks, 2**i in config.attention, config.dropout, down))
+            before = width
+        self.mid = Middle(before, config.mid_attention, config.dropout)
+        self.norm_out = group_norm(before, FIRST_STAGE_EPS)
+        self.conv_out = nn.Conv2d(before, out_channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z h2 w2"]:
+        """b in_channels H W -> b out_channels H/f W/f."""
+        h = self.conv_in(x)
+        for level in self.levels:
+            h = level(h)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return out
+
+
+class Decoder(nn.Module):
+    """The encoder's mirror, one residual block more per level. ``levels[i]`` works at 1/2^i, so they run from last to first."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths = [config.channels * m for m in config.multipliers]
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], config.mid_attention, config.dropout)
+        levels = []
+        for i, width in enumerate(widths):
+            before = widths[min(i + 1, len(widths) - 1)]
+            up = Upsample(width) if i else None
+            levels.append(Level([before] + [width] * (config.blocks + 1), 2**i in config.attention, config.dropout, up))
+        self.levels = nn.ModuleList(levels)
+        self.norm_out = group_norm(widths[0], FIRST_STAGE_EPS)
+        self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
+
+    def forward(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """b latent_channels h w -> b in_channels f*h f*w, unbounded (no tanh)."""
+        h = self.mid(self.conv_in(z))
+        for level in reversed(self.levels):
+            h = level(h)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        return out

@@ -1,0 +1,61 @@
+"""The VQ-regularised first stage. Quantisation is the decoder's first layer, so that diffusion runs on continuous latents (Section 3.1)."""
+
+from typing import Literal, cast
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from latentworks.first_stage.autoencoder import AutoencoderConfig, Decoder, Encoder
+from latentworks.first_stage.base import FirstStage, Reconstruction
+from latentworks.nn.quantizer import VectorQuantizer
+from latentworks.types import RandnLike
+
+__all__ = ["VQAutoencoder", "VQConfig"]
+
+
+class VQConfig(AutoencoderConfig):
+    """A vector-quantised autoencoder. ``legacy``: beta weighs the codebook term, as in the authors' released models."""
+
+    kind: Literal["vq"] = "vq"
+    codes: int = Field(default=8192, ge=1)
+    beta: float = Field(default=0.25, ge=0)
+    legacy: bool = False
+
+
+class VQAutoencoder(FirstStage):
+    """`encode_raw` gives the latent before quantisation; `decode` quantises."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__(config.factor, config.embedding, config.in_channels)
+        self.config = config
+        self.encoder = Encoder(config, config.latent_channels)
+        self.decoder = Decoder(config)
+        self.quantizer = VectorQuantizer(config.codes, config.embedding, config.beta, config.legacy)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.embedding, 1)
+        self.post_quant_conv = nn.Conv2d(config.embedding, config.latent_channels, 1)
+
+    def encode_raw(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b r h w"]:
+        """The latent before quantisation, float32. Raises: ValueError for a size f does not divide."""
+        self.check_size(*x.shape[2:])
+        z: Tensor = self.quant_conv(self.encoder(x))
+        return z.float()
+
+    def to_latent(self, raw: Float[Tensor, "b r h w"], randn_like: RandnLike | None = None) -> Float[Tensor, "b z h w"]:
+        """Normalised; there is nothing to sample."""
+        return self.normalise(raw)
+
+    def decode(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
+        """Image of a normalised latent: quantised on the unnormalised scale, where the codebook lives."""
+        image: Tensor = self.decoder(self.post_quant_conv(self.quantizer.straight_through(self.unnormalise(z))))
+        return image
+
+    def forward(self, x: Float[Tensor, "b c h w"], randn_like: RandnLike | None = None) -> Reconstruction:
+        """Reconstruction; the regulariser is the codebook and commitment loss."""
+        quantized = self.quantizer(self.encode_raw(x))
+        return Reconstruction(self.decoder(self.post_quant_conv(quantized.z)), quantized.loss, quantized.codes)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The decoder's last convolution."""
+        return cast(nn.Parameter, self.decoder.conv_out.weight)

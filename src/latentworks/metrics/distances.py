@@ -1,0 +1,121 @@
+"""Distances between two sets of feature vectors: Fréchet, kernel (KID), precision and recall, and how far a value may be off by chance."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["KernelDistance", "PrecisionRecall", "bootstrap", "frechet_distance", "interval", "kid", "precision_recall"]
+
+Features = Float[np.ndarray, "n d"]
+CHUNK = 2048  # rows turned to float64 at a time
+
+
+def frechet_distance(a: Features, b: Features) -> float:
+    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2) between the Gaussians fitted to two sets, in float64 (arXiv:1706.08500, Eq. 6).
+
+    No matrix square root is taken: with S = R^T R, tr (S_a S_b)^1/2 is the sum of singular values of R_a R_b^T. This is exact for fewer
+    samples than dimensions too. Raises: ValueError for unequal dimensions or fewer than two samples.
+    """
+    _check(a, b, least=2)
+    mean_a, factor_a = _gaussian(a)
+    mean_b, factor_b = _gaussian(b)
+    cross = torch.linalg.svdvals(factor_a @ factor_b.T).sum()
+    distance = (mean_a - mean_b).square().sum() + factor_a.square().sum() + factor_b.square().sum() - 2 * cross
+    return max(float(distance), 0.0)
+
+
+def _gaussian(features: Features) -> tuple[Float[Tensor, " d"], Float[Tensor, "r d"]]:
+    """Mean and a factor R of the unbiased covariance R^T R with at most d rows; QR by chunks never squares a number."""
+    x = torch.from_numpy(features)
+    mean = x.mean(dim=0, dtype=torch.float64)
+    factor = x.new_zeros((0, x.shape[1]), dtype=torch.float64)
+    for chunk in torch.split(x, CHUNK):
+        factor = torch.cat([factor, chunk.double() - mean])
+        if len(factor) > x.shape[1]:
+            factor = torch.linalg.qr(factor, mode="r").R
+    return mean, factor / (len(x) - 1) ** 0.5
+
+
+class KernelDistance(NamedTuple):
+    """Mean and standard deviation over the subsets."""
+
+    mean: float
+    std: float
+
+
+def kid(a: Features, b: Features, *, seed: int, subsets: int = 100, subset_size: int = 1000) -> KernelDistance:
+    """Unbiased squared MMD with the kernel (x.y / d + 1)^3, over random subsets, in float64 (arXiv:1801.01401, section 4).
+
+    Raises: ValueError for unequal dimensions or a subset larger than a set.
+    """
+    _check(a, b, least=2)
+    if not 2 <= subset_size <= min(len(a), len(b)):
+        raise ValueError(f"subset_size {subset_size}: use 2 to {min(len(a), len(b))}, the size of the smaller set")
+    random = np.random.default_rng(seed)
+    values = []
+    for _ in range(subsets):
+        x, y = (torch.from_numpy(f[random.choice(len(f), subset_size, replace=False)]).double() for f in (a, b))
+        pairs = subset_size * (subset_size - 1)
+        within = sum((k.sum() - k.trace()) / pairs for k in (_kernel(x, x), _kernel(y, y)))
+        values.append(float(within - 2 * _kernel(x, y).mean()))
+    return KernelDistance(float(np.mean(values)), float(np.std(values)))
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+class PrecisionRecall(NamedTuple):
+    """Both between 0 and 1."""
+
+    precision: float
+    recall: float
+
+
+def precision_recall(real: Features, generated: Features, *, k: int = 3) -> PrecisionRecall:
+    """The share of generated images inside the real images' manifold, and of real ones inside the generated (arXiv:1904.06991, Eq. 2).
+
+    A manifold is the union of balls that reach each member's k-th nearest neighbour. Distances are taken by chunks, in float64.
+    Raises: ValueError for unequal dimensions or no more than k samples.
+    """
+    _check(real, generated, least=k + 1)
+    r, g = torch.from_numpy(real), torch.from_numpy(generated)
+    return PrecisionRecall(_inside(g, r, _radii(r, k)), _inside(r, g, _radii(g, k)))
+
+
+def _radii(x: Tensor, k: int) -> Float[Tensor, " n"]:
+    """Distance of each row to its k-th nearest other row (the nearest of all is itself)."""
+    return torch.cat([torch.cdist(chunk.double(), x.double()).kthvalue(k + 1).values for chunk in torch.split(x, CHUNK)])
+
+
+def _inside(x: Tensor, centres: Tensor, radii: Tensor) -> float:
+    inside = [(torch.cdist(chunk.double(), centres.double()) <= radii).any(dim=1) for chunk in torch.split(x, CHUNK)]
+    return float(torch.cat(inside).double().mean())
+
+
+def bootstrap(statistic: Callable[[np.ndarray], float], rows: np.ndarray, *, seed: int, resamples: int = 100) -> Iterator[float]:
+    """The statistic of resamples of ``rows`` (with replacement, along the first axis), one at a time: a caller may show progress."""
+    random = np.random.default_rng(seed)
+    for _ in range(resamples):
+        yield statistic(rows[random.integers(len(rows), size=len(rows))])
+
+
+def interval(value: float, resampled: Iterable[float], level: float = 0.95) -> tuple[float, float]:
+    """Where the value would fall in ``level`` of repetitions with as many images.
+
+    The resamples' quantiles, moved so that their median is the value: repeated rows push a Fréchet distance up, which is no uncertainty.
+    """
+    values = np.fromiter(resampled, dtype=np.float64)
+    low, middle, high = np.quantile(values, [(1 - level) / 2, 0.5, (1 + level) / 2])
+    return float(value + low - middle), float(value + high - middle)
+
+
+def _check(a: Features, b: Features, least: int) -> None:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"features of shapes {a.shape} and {b.shape} cannot be compared: take both from the same network")
+    if min(len(a), len(b)) < least:
+        raise ValueError(f"{min(len(a), len(b))} images are too few: this distance needs at least {least} on each side")

@@ -1,0 +1,123 @@
+"""Convolutional building blocks: norms, residual blocks and resampling of the first stage and of the UNet. Everything is plain NCHW."""
+
+from math import gcd
+from typing import Literal, TypeVar
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["Downsample", "ResBlock", "ResnetBlock", "Upsample", "group_norm", "zero"]
+
+FIRST_STAGE_EPS = 1e-6  # first stage and SpatialTransformer; the UNet's own blocks use PyTorch's 1e-5
+UNET_EPS = 1e-5
+M = TypeVar("M", bound=nn.Module)
+
+
+def group_norm(channels: int, eps: float) -> nn.GroupNorm:
+    """GroupNorm of 32 groups (of gcd(32, channels) where 32 does not divide, for narrow nets).
+
+    No cast to float32: the native kernel keeps its sums in float32 for bfloat16 input, and copies would cost more than the norm.
+    """
+    return nn.GroupNorm(gcd(32, channels), channels, eps=eps)
+
+
+def zero(module: M) -> M:
+    """The module with all parameters set to zero, so that its residual branch starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class ResnetBlock(nn.Module):
+    """The first stage's residual block: (norm, swish, conv) twice, a 1x1 convolution on the skip when channels change."""
+
+    def __init__(self, channels: int, out_channels: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels, FIRST_STAGE_EPS)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels, FIRST_STAGE_EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h w"]:
+        """Same size, ``out_channels``."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        out: Tensor = self.skip(x) + h
+        return out
+
+
+class Downsample(nn.Module):
+    """Halve the size by a 3x3 convolution of stride 2, or by averaging 2x2 when ``conv`` is false.
+
+    ``pad="after"`` is the first stage's: zeros only on the right and below. ``pad="around"`` is the UNet's.
+    """
+
+    def __init__(self, channels: int, pad: Literal["after", "around"], conv: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if pad == "around" else 0) if conv else None
+        self.pad = pad
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """Size H/2 x W/2."""
+        if self.conv is None:
+            return F.avg_pool2d(x, 2)
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)) if self.pad == "after" else x)
+        return out
+
+
+class Upsample(nn.Module):
+    """Double the size by nearest neighbour, then a 3x3 convolution unless ``conv`` is false. The same in both networks."""
+
+    def __init__(self, channels: int, conv: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if conv else None
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """Size 2H x 2W."""
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return x if self.conv is None else self.conv(x)
+
+
+class ResBlock(nn.Module):
+    """The UNet's residual block, told the time by ``emb`` (ADM, arXiv:2105.05233).
+
+    ``scale_shift``: the embedding scales and shifts the second norm instead of being added before it. ``resample``: the block itself
+    halves ("down") or doubles ("up") the size between its first norm and convolution, and on the skip (BigGAN).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        out_channels: int,
+        dropout: float = 0.0,
+        scale_shift: bool = False,
+        resample: Literal["up", "down"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels, UNET_EPS)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.emb = nn.Linear(emb_channels, 2 * out_channels if scale_shift else out_channels)
+        self.norm2 = group_norm(out_channels, UNET_EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        self.scale_shift = scale_shift
+        kinds = {"up": Upsample(channels, conv=False), "down": Downsample(channels, "around", conv=False), None: nn.Identity()}
+        self.resample = kinds[resample]
+
+    def forward(self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"]) -> Float[Tensor, "b o h2 w2"]:
+        """Same size unless it resamples, ``out_channels``."""
+        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        x = self.resample(x)
+        shift = self.emb(F.silu(emb))[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = shift.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + shift)
+        out: Tensor = self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+        return out

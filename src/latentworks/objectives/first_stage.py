@@ -1,0 +1,176 @@
+"""The objective of a first stage (Eq. 25 of the paper): reconstruction + perceptual + adversarial + regulariser."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import reduce
+from pydantic import Field
+from torch import Tensor, nn
+
+from latentworks.config import Config
+from latentworks.first_stage.base import FirstStage, Reconstruction
+from latentworks.first_stage.vq import VQAutoencoder
+from latentworks.nn.discriminator import DiscriminatorConfig
+from latentworks.nn.perceptual import EfficientNetPerceptualConfig, PerceptualConfig
+from latentworks.objectives.base import Loss, Noise, Objective, keyed_noise, mean_over_processes
+from latentworks.random import generator
+from latentworks.types import Batch
+
+__all__ = ["FirstStageObjective", "FirstStageObjectiveConfig", "adaptive_weight"]
+
+
+class FirstStageObjectiveConfig(Config):
+    """The paper's constants are the defaults.
+
+    ``reduction``: the authors sum the reconstruction over c, h, w for KL and average it for VQ, which sets the regulariser's relative weight.
+    ``regulariser_weight``: 1e-6 for KL (on the sum), 1 for VQ. ``discriminator_start``: the fraction of the run at which the autoencoder
+    begins to see the discriminator, which by then has trained alone for ``discriminator_warmup`` of the run. ``adversarial_weight`` 0: no GAN.
+    ``second_forward``: the authors' loop runs the autoencoder again before the discriminator's step; we reuse the first forward.
+    ``restart_dead_after``: VQ codes unused for so many steps restart from encoder outputs; 0: never.
+    """
+
+    kind: Literal["first_stage"] = "first_stage"
+    reconstruction: Literal["l1", "l2"] = "l1"
+    reduction: Literal["sum", "mean"] = "sum"
+    perceptual: PerceptualConfig = EfficientNetPerceptualConfig()
+    perceptual_weight: float = Field(1.0, ge=0)
+    regulariser_weight: float = Field(1e-6, ge=0)
+    log_variance: float = 0.0
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    adversarial_weight: float = Field(0.5, ge=0)
+    adversarial_loss: Literal["hinge", "vanilla"] = "hinge"
+    discriminator_start: float = 0.5
+    discriminator_warmup: float = Field(0.02, ge=0)
+    second_forward: bool = False
+    restart_dead_after: int = Field(0, ge=0)
+
+
+def adaptive_weight(nll: Tensor, adversarial: Tensor, image: Tensor, last_layer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The weight that makes both losses pull equally on the last layer: ||d nll|| / (||d adversarial|| + 1e-4), at most 1e4.
+
+    Also gives both gradients at the image, so that the caller need not walk the perceptual network and the discriminator again.
+    Source: taming-transformers, VQLPIPSWithDiscriminator.calculate_adaptive_weight.
+    """
+    (rec,) = torch.autograd.grad(nll, image)
+    (adv,) = torch.autograd.grad(adversarial, image)
+    norms = []
+    for gradient in (rec, adv):
+        (at_layer,) = torch.autograd.grad(image, last_layer, gradient, retain_graph=True)
+        norms.append(mean_over_processes(at_layer).norm())
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach(), rec, adv
+
+
+class FirstStageObjective(Objective):
+    """Trains ``first_stage`` and ``discriminator`` over ``steps`` steps. Raises: ValueError if the discriminator could never start."""
+
+    best = "reconstruction"
+    averaged = ("first_stage",)
+
+    def __init__(
+        self,
+        config: FirstStageObjectiveConfig,
+        first_stage: FirstStage,
+        perceptual: nn.Module | None,
+        discriminator: nn.Module | None,
+        steps: int,
+        seed: int = 0,
+        noise: Noise | None = None,
+    ) -> None:
+        self.config, self.first_stage, self.perceptual, self.seed = config, first_stage, perceptual, seed
+        self.discriminator = discriminator if config.adversarial_weight > 0 else None
+        self.noise = noise or keyed_noise(seed)
+        self.modules = {"first_stage": first_stage}
+        if self.discriminator is not None:
+            if not 0 <= config.discriminator_start < 1:
+                raise ValueError(
+                    f"objective.discriminator_start = {config.discriminator_start} is a fraction of the run: at 1 or more the discriminator "
+                    "never starts; use e.g. 0.5, or adversarial_weight = 0 for no discriminator"
+                )
+            self.modules["discriminator"] = self.discriminator
+        self.adversarial_from = round(config.discriminator_start * steps)
+        self.discriminator_from = round((config.discriminator_start - config.discriminator_warmup) * steps)
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
+        """The autoencoder's loss, then, once the discriminator trains, the discriminator's on the same reconstruction."""
+        x = batch["image"]
+        forward = self.modules["first_stage"]
+        reconstruction: Reconstruction = forward(x, self.noise("posterior", step, batch))
+        yield self._autoencoder(x, reconstruction, step)
+        if self.discriminator is None or step < self.discriminator_from:
+            return
+        if self.config.second_forward:
+            with torch.no_grad():
+                reconstruction = forward(x, self.noise("posterior again", step, batch))
+        yield self._discriminator(x, reconstruction.image.detach().float())
+
+    def _nll(self, x: Tensor, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The reconstruction term, L1 + perceptual per element, scaled by the (constant) log-variance; and its parts."""
+        distance = F.l1_loss if self.config.reconstruction == "l1" else F.mse_loss
+        each = distance(image, x, reduction="none")
+        parts = {"l1" if self.config.reconstruction == "l1" else "l2": each.mean().detach()}
+        if self.perceptual is not None and self.config.perceptual_weight:
+            perceptual = self.perceptual(image, x)
+            parts["perceptual"] = perceptual.mean().detach()
+            each = each + self.config.perceptual_weight * perceptual.view(-1, 1, 1, 1)
+        parts["reconstruction"] = each.mean().detach()
+        variance = torch.tensor(self.config.log_variance).exp()
+        nll = each / variance + self.config.log_variance
+        return (nll.sum() / len(x) if self.config.reduction == "sum" else nll.mean()), parts
+
+    def _autoencoder(self, x: Tensor, reconstruction: Reconstruction, step: int) -> Loss:
+        image = reconstruction.image.float()
+        regulariser = reconstruction.regulariser.float()
+        nll, log = self._nll(x, image)
+        total = nll + self.config.regulariser_weight * regulariser
+        log |= {"nll": nll.detach(), "regulariser": regulariser.detach()}
+        if self.discriminator is not None and step >= self.adversarial_from:
+            adversarial = -self.discriminator(image).float().mean()
+            weight, d_rec, d_adv = adaptive_weight(nll, adversarial, image, self.first_stage.last_layer)
+            weight = weight * self.config.adversarial_weight
+            # Both gradients at the image are known: this scalar has their weighted sum as its gradient, without a second walk
+            surrogate = (image * (d_rec + weight * d_adv)).sum() + self.config.regulariser_weight * regulariser
+            total = (total + weight * adversarial).detach() + surrogate - surrogate.detach()
+            log |= {"adversarial": adversarial.detach(), "adversarial_weight": weight}
+        return Loss(total, ("first_stage",), {"loss": total.detach(), **log})
+
+    def _discriminator(self, x: Tensor, fake: Tensor) -> Loss:
+        forward = self.modules["discriminator"]
+        real_logits, fake_logits = forward(x).float(), forward(fake).float()
+        if self.config.adversarial_loss == "hinge":
+            value = 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
+        else:
+            value = 0.5 * (F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean())
+        right = 0.5 * ((real_logits > 0).float().mean() + (fake_logits < 0).float().mean())
+        log = {"discriminator": value, "logits_real": real_logits.mean(), "logits_fake": fake_logits.mean(), "discriminator_right": right}
+        return Loss(value, ("discriminator",), {key: figure.detach() for key, figure in log.items()})
+
+    @torch.no_grad()
+    def after_step(self, step: int, batch: Batch) -> None:
+        """VQ: every ``restart_dead_after`` steps codes that were not used since the last time restart from this batch's encodings."""
+        every = self.config.restart_dead_after
+        if not every or not isinstance(self.first_stage, VQAutoencoder) or (step + 1) % every:
+            return
+        self.first_stage.quantizer.restart_dead(self.first_stage.encode_raw(batch["image"]), generator(self.seed, "restart", step))
+
+    @torch.no_grad()
+    def held_out(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """L1, perceptual, PSNR in dB (mean over images), regulariser and, for VQ, the share of codes in use."""
+        sums: dict[str, float] = {}
+        count, used = 0, None
+        for batch in batches:
+            x = batch["image"]
+            reconstruction = self.first_stage(x)
+            image = reconstruction.image.float().clamp(-1, 1)
+            _, figures = self._nll(x, image)
+            figures["psnr"] = (-10 * torch.log10(reduce((image - x) ** 2, "b c h w -> b", "mean").clamp_min(1e-10) / 4)).mean()
+            figures["regulariser"] = reconstruction.regulariser
+            for key, value in figures.items():
+                sums[key] = sums.get(key, 0.0) + float(value) * len(x)
+            count += len(x)
+            if reconstruction.codes is not None and isinstance(self.first_stage, VQAutoencoder):
+                codes = torch.bincount(reconstruction.codes.flatten(), minlength=self.first_stage.quantizer.codes)
+                used = codes if used is None else used + codes
+        figures_out = {key: value / count for key, value in sums.items()}
+        return figures_out if used is None else {**figures_out, "codebook_use": float((used > 0).float().mean())}

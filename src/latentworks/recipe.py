@@ -1,0 +1,121 @@
+"""Configs become objects here and nowhere else: a recipe is everything a run is made of, as data."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from latentworks.conditioners import Conditioner, ConditionerConfig, build_conditioner
+from latentworks.config import Config, nearest, read_mapping
+from latentworks.data.transforms import Preprocess
+from latentworks.diffusion.process import Process, ProcessConfig
+from latentworks.first_stage import FirstStageConfig, build_first_stage
+from latentworks.first_stage.base import FirstStage
+from latentworks.model import LatentDiffusion
+from latentworks.nn.discriminator import Discriminator
+from latentworks.nn.perceptual import build_perceptual
+from latentworks.objectives.base import Objective
+from latentworks.objectives.diffusion import DiffusionObjective, DiffusionObjectiveConfig
+from latentworks.objectives.first_stage import FirstStageObjective, FirstStageObjectiveConfig
+from latentworks.train import TrainConfig
+from latentworks.unet import UNet, UNetConfig
+
+__all__ = [
+    "DiffusionRecipe",
+    "FirstStageRecipe",
+    "Recipe",
+    "SamplingDefaults",
+    "build_diffusion",
+    "build_model",
+    "build_objective",
+    "parse_recipe",
+    "read_recipe",
+]
+
+Assets = Mapping[int, Mapping[str, str]]
+"""Conditioner index -> file name -> text."""
+
+
+class SamplingDefaults(Config):
+    """What `lw sample` uses where the user says nothing; also what the sample grids of training use."""
+
+    sampler: str = "dpmpp_2m"
+    steps: int = Field(20, ge=1)
+    guidance: float = 3.0
+    spacing: Literal["leading", "trailing"] = "trailing"
+
+
+class FirstStageRecipe(Config):
+    """Train an autoencoder."""
+
+    kind: Literal["first_stage"] = "first_stage"
+    name: str
+    data: Preprocess
+    first_stage: FirstStageConfig
+    objective: FirstStageObjectiveConfig
+    train: TrainConfig
+
+
+class DiffusionRecipe(Config):
+    """Train a diffusion model in a first stage's latent space. ``first_stage`` is filled in from the trained one."""
+
+    kind: Literal["latent_diffusion"] = "latent_diffusion"
+    name: str
+    data: Preprocess
+    variants: int = Field(1, ge=1, description="stored variants of flips and crops in the latent cache")
+    first_stage: FirstStageConfig | None = None
+    conditioners: tuple[ConditionerConfig, ...] = ()
+    unet: UNetConfig
+    process: ProcessConfig
+    objective: DiffusionObjectiveConfig = DiffusionObjectiveConfig()
+    train: TrainConfig
+    sampling: SamplingDefaults = SamplingDefaults()
+
+
+Recipe = FirstStageRecipe | DiffusionRecipe
+_ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="kind")])
+
+
+def parse_recipe(values: dict[str, Any]) -> Recipe:
+    """Validate a mapping. Raises: ValueError in one line naming the key, its value and the nearest valid one."""
+    kinds = {"first_stage": FirstStageRecipe, "latent_diffusion": DiffusionRecipe}
+    if values.get("kind") not in kinds:
+        raise ValueError(f"recipe kind {values.get('kind')!r}: {nearest(str(values.get('kind')), list(kinds))}")
+    return kinds[values["kind"]].parse(values)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe from JSON or YAML. Raises: ValueError."""
+    return parse_recipe(read_mapping(path))
+
+
+def build_diffusion(
+    recipe: DiffusionRecipe, first_stage: FirstStage, conditioners: Sequence[Conditioner], generator_seed: int | None = None
+) -> LatentDiffusion:
+    """A latent diffusion model around a first stage and conditioners that exist already."""
+    channels = first_stage.channels
+    gives = LatentDiffusion.sum_gives(conditioners)
+    return LatentDiffusion(first_stage, UNet(recipe.unet, channels, gives), Process(recipe.process), conditioners)
+
+
+def build_model(recipe: Recipe, assets: Assets | None = None) -> FirstStage | LatentDiffusion:
+    """A model with random weights, to be filled from a model folder. Raises: ValueError."""
+    if isinstance(recipe, FirstStageRecipe):
+        return build_first_stage(recipe.first_stage)
+    if recipe.first_stage is None:
+        raise ValueError("first_stage: this recipe has none; a latent diffusion model needs the first stage it was trained with")
+    conditioners = [build_conditioner(config, (assets or {}).get(i, {})) for i, config in enumerate(recipe.conditioners)]
+    return build_diffusion(recipe, build_first_stage(recipe.first_stage), conditioners)
+
+
+def build_objective(recipe: Recipe, model: FirstStage | LatentDiffusion) -> Objective:
+    """The training objective of a recipe for its model."""
+    if isinstance(recipe, DiffusionRecipe):
+        assert isinstance(model, LatentDiffusion)
+        return DiffusionObjective(recipe.objective, model, recipe.train.seed)
+    assert isinstance(model, FirstStage)
+    config = recipe.objective
+    discriminator = Discriminator(config.discriminator) if config.adversarial_weight else None
+    perceptual = build_perceptual(config.perceptual) if config.perceptual_weight else None
+    return FirstStageObjective(config, model, perceptual, discriminator, recipe.train.steps, recipe.train.seed)

@@ -1,0 +1,61 @@
+"""Recipes that train on a laptop: both stages on OpenMoji, and the same for anyone's folder."""
+
+from latentworks.conditioners import LabelConfig, TextConfig
+from latentworks.data.transforms import Preprocess
+from latentworks.diffusion.process import ProcessConfig
+from latentworks.first_stage import KLConfig, VQConfig
+from latentworks.objectives.first_stage import FirstStageObjectiveConfig
+from latentworks.recipe import DiffusionRecipe, FirstStageRecipe
+from latentworks.train import TrainConfig
+from latentworks.unet import UNetConfig
+
+__all__ = ["class_64", "openmoji_64", "openmoji_64_ae", "openmoji_64_ae_vq", "unconditional_64"]
+
+_FIRST_STAGE_TRAINING = TrainConfig(
+    steps=7000, batch=64, optimiser="adam", lr=1e-3, betas=(0.5, 0.9), warmup=100, decay="cosine", final_lr=0.02, ema=0.999, clip=1.0
+)
+_SMALL_UNET = UNetConfig(channels=64, multipliers=(1, 2, 3), blocks=2, attention=(2, 4), heads=None, head_channels=32)
+_LATENT_TRAINING = TrainConfig(steps=4000, batch=64, lr=4e-4, warmup=200, decay="cosine", final_lr=0.02, ema=0.9995, clip=1.0)
+
+
+def openmoji_64_ae() -> FirstStageRecipe:
+    """KL, f = 4, 4 latent channels, on 32 px crops of 64 px images."""
+    return FirstStageRecipe(
+        name="openmoji-64-ae",
+        data=Preprocess(size=64, crop_size=32, crop="random", flip=True),
+        first_stage=KLConfig(channels=32, multipliers=(1, 2, 2), blocks=1, latent_channels=4, mid_attention="none"),
+        objective=FirstStageObjectiveConfig(),
+        train=_FIRST_STAGE_TRAINING,
+    )
+
+
+def openmoji_64_ae_vq() -> FirstStageRecipe:
+    """VQ, f = 4, 4 latent channels, 1,024 codes."""
+    kl = openmoji_64_ae()
+    return kl.replace(
+        name="openmoji-64-ae-vq",
+        first_stage=VQConfig(channels=32, multipliers=(1, 2, 2), blocks=1, latent_channels=4, mid_attention="none", codes=1024).model_dump(),
+        objective=kl.objective.replace(reduction="mean", regulariser_weight=1.0, restart_dead_after=200).model_dump(),
+    )
+
+
+def openmoji_64() -> DiffusionRecipe:
+    """Text to image in the latent space of `openmoji_64_ae`."""
+    return DiffusionRecipe(
+        name="openmoji-64",
+        data=Preprocess(size=64),
+        conditioners=(TextConfig(width=256, layers=4, heads=4, length=24, vocabulary=2048, dropout=0.1),),
+        unet=_SMALL_UNET,
+        process=ProcessConfig(prediction="v"),
+        train=_LATENT_TRAINING,
+    )
+
+
+def class_64() -> DiffusionRecipe:
+    """Class to image for a folder whose sub-folders are the classes."""
+    return openmoji_64().replace(name="class-64", conditioners=(LabelConfig(classes=1, width=256, dropout=0.1).model_dump(),))
+
+
+def unconditional_64() -> DiffusionRecipe:
+    """Images without any condition, for a plain folder."""
+    return openmoji_64().replace(name="unconditional-64", conditioners=())

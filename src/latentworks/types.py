@@ -1,0 +1,80 @@
+"""The words every part shares: a batch of data, a condition in its three routes, a denoiser and a sampling step."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypedDict
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+__all__ = ["Batch", "Cond", "Denoise", "Gives", "Predict", "RandnLike", "Step", "slice_batch"]
+
+RandnLike = Callable[[Tensor], Tensor]
+"""Standard normal noise of the shape, dtype and device of its argument; where it comes from is the caller's matter."""
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""(x_t ``b c h w``, t ``b``) -> x0 ``b c h w``, with the condition already closed over."""
+
+
+class Batch(TypedDict, total=False):
+    """The fields a data source may give. Images lie in [-1, 1]; every field has the batch as its first axis."""
+
+    index: Int[Tensor, " b"]
+    image: Float[Tensor, "b c h w"]
+    raw: Float[Tensor, "b r h w"]  # what FirstStage.encode_raw gives, from the latent cache
+    latent: Float[Tensor, "b z h w"]  # normalised latent
+    text: list[str]
+    text_features: Float[Tensor, "b l d"]  # a frozen text encoder's output, cached by unique caption
+    tokens: Int[Tensor, "b l"]
+    label: Int[Tensor, " b"]
+    boxes: list[list[dict[str, float]]]
+    segmentation: Int[Tensor, "b h w"]
+    low_res: Float[Tensor, "b c h w"]
+    mask: Bool[Tensor, "b 1 h w"]
+    masked_image: Float[Tensor, "b c h w"]
+
+
+class Gives(NamedTuple):
+    """Widths a conditioner adds to each route; 0 means it does not use that route."""
+
+    concat: int = 0
+    context: int = 0
+    vector: int = 0
+
+
+class Cond(NamedTuple):
+    """Every condition ends in one of three routes; a hybrid simply fills two."""
+
+    concat: Float[Tensor, "b c h w"] | None = None  # joined to the latent along channels
+    context: Float[Tensor, "b l d"] | None = None  # keys and values of cross-attention
+    vector: Float[Tensor, "b e"] | None = None  # added to the time embedding
+
+    @staticmethod
+    def join(conds: "list[Cond]") -> "Cond":
+        """One condition from several of the same batch: channels, tokens and vectors are each concatenated in order."""
+        routes = [[route for route in routes if route is not None] for routes in zip(*conds, strict=True)]
+        axes = (1, 1, 1)
+        return Cond(*(torch.cat(route, dim=axis) if route else None for route, axis in zip(routes, axes, strict=True)))
+
+    @staticmethod
+    def stack(conds: "list[Cond]") -> "Cond":
+        """One condition of a larger batch: every route is concatenated along the batch (as guidance needs)."""
+        routes = zip(*conds, strict=True)
+        return Cond(*(None if route[0] is None else torch.cat(route, dim=0) for route in routes))
+
+
+Predict = Callable[[Tensor, Tensor, Cond], Tensor]
+"""(x_t ``b c h w``, t ``b``, cond) -> x0 ``b c h w``."""
+
+
+class Step(NamedTuple):
+    """One step of a sampler: the new x_t, the x0 it was computed from (a preview), and the t the new x_t belongs to (-1: clean data)."""
+
+    x: Float[Tensor, "b c h w"]
+    x0: Float[Tensor, "b c h w"]
+    t: int
+
+
+def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
+    """Samples start..stop of every field."""
+    return {key: value[start:stop] for key, value in batch.items()}  # type: ignore[index,return-value]

@@ -1,0 +1,99 @@
+"""Batches, order and augmentation as functions of (seed, step); damaged files."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from latentworks.data.dataset import ImageDataset, indices_for
+from latentworks.data.sources import FolderSource
+from latentworks.data.transforms import Preprocess, to_tensor
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            value = np.arange(12 * 8 * 3).reshape(12, 8, 3) % 200 + i + (20 if name == "b" else 0)
+            Image.fromarray(value.astype(np.uint8)).save(tmp_path / name / f"{i}.png")
+            (tmp_path / name / f"{i}.txt").write_text(f"{name} {i}\nalias {i}\n")
+    return tmp_path
+
+
+RANDOM = Preprocess(size=8, crop_size=4, crop="random", flip=True)
+
+
+def test_order_needs_no_state():
+    epochs = [i for step in range(15) for i in indices_for(10, 0, step, 4)]
+    for epoch in range(6):
+        assert sorted(epochs[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    assert epochs[:10] != epochs[10:20]
+    assert indices_for(10, 0, 7, 4) == epochs[28:32]
+    assert indices_for(10, 1, 0, 4) != epochs[:4] or indices_for(10, 1, 1, 4) != epochs[4:8]
+    assert len(indices_for(3, 0, 0, 8)) == 8, "a batch may be larger than the data"
+
+
+def test_a_plain_batch(folder):
+    dataset = ImageDataset(FolderSource(folder), Preprocess(size=8))
+    batch = dataset.batch([7, 0])
+    image = np.asarray(Image.open(folder / "b" / "2.png"))[2:10]
+    torch.testing.assert_close(batch["image"][0], to_tensor(image[None])[0], rtol=0, atol=0)
+    assert batch["text"] == ["b 2", "a 0"]
+    assert batch["label"].tolist() == [1, 0]
+    assert batch["index"].tolist() == [7, 0]
+
+
+def test_a_sample_depends_on_seed_step_and_index_only(folder):
+    source = FolderSource(folder)
+    dataset = ImageDataset(source, RANDOM, seed=1)
+    both, alone = dataset.batch([3, 8], step=5), ImageDataset(source, RANDOM, seed=1, budget=0).batch([8], step=5)
+    assert torch.equal(both["image"][1], alone["image"][0])
+    assert both["text"][1] == alone["text"][0]
+    assert not all(torch.equal(dataset.batch([3], step=s)["image"], both["image"][:1]) for s in range(4))
+    assert {dataset.batch([3], step=s)["text"][0] for s in range(20)} == {"a 3", "alias 3"}
+    assert {ImageDataset(source, RANDOM, captions="main").batch([3], step=s)["text"][0] for s in range(20)} == {"a 3"}
+
+
+def test_the_budget_bounds_memory_not_results(folder):
+    source = FolderSource(folder)
+    small = ImageDataset(source, RANDOM, budget=3 * 12 * 8 * 3)
+    large = ImageDataset(source, RANDOM)
+    assert [p.done for p in small.load()] == [10]
+    list(large.load())
+    assert (len(small._images), len(large._images)) == (3, 10)
+    assert torch.equal(small.batch(range(10), step=2)["image"], large.batch(range(10), step=2)["image"])
+
+
+def test_damaged_files_are_skipped_counted_and_named(folder):
+    for name in ("a/3.png", "b/4.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:60])
+    dataset = ImageDataset(FolderSource(folder), Preprocess(size=8))
+    batch = dataset.batch([3, 9, 4])
+    assert dataset.skipped == ["a/3.png", "b/4.png"]
+    assert batch["text"] == ["a 4", "a 0", "a 4"]
+    assert torch.equal(batch["image"][0], batch["image"][2])
+    assert batch["index"].tolist() == [3, 9, 4]
+    again = ImageDataset(FolderSource(folder), Preprocess(size=8))
+    list(again.load())
+    assert again.skipped == dataset.skipped
+    assert [b["index"].tolist() for b in again.batches(5)] == [[0, 1, 2, 4, 5], [6, 7, 8]]
+
+
+def test_all_damaged(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match="not one image can be read"):
+        ImageDataset(FolderSource(tmp_path, channels=3), Preprocess(size=8)).batch([0])
+    with pytest.raises(ValueError, match="not one image can be read"):
+        FolderSource(tmp_path)
+
+
+def test_channels_must_agree(folder):
+    with pytest.raises(ValueError, match="channels: the images have 3, the settings say 1"):
+        ImageDataset(FolderSource(folder), Preprocess(size=8, channels=1))
+    assert ImageDataset(FolderSource(folder, channels=1), Preprocess(size=8, channels=1)).batch([0])["image"].shape == (1, 1, 8, 8)
+
+
+def test_fields_that_are_not_there_are_left_out(tmp_path):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    assert set(ImageDataset(FolderSource(tmp_path), Preprocess(size=8)).batch([0])) == {"image", "index"}
