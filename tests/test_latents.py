@@ -11,7 +11,7 @@ from torch import nn
 from latentworks.data.dataset import ImageDataset
 from latentworks.data.latents import LatentDataset, latent_statistics
 from latentworks.data.sources import FolderSource
-from latentworks.data.staging import staged
+from latentworks.staging import staged
 from latentworks.data.text_features import TextFeatures
 from latentworks.data.transforms import Preprocess
 from latentworks.first_stage.base import FirstStage, Reconstruction

@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,40 +14,12 @@ from torch import Tensor
 from latentworks.first_stage.base import FirstStage
 from latentworks.model import LatentDiffusion
 from latentworks.recipe import Recipe, build_model, read_recipe
+from latentworks.staging import staged
 
-__all__ = ["KEEP", "is_model_folder", "load_folder", "load_newest_state", "save_folder", "save_state", "staged"]
+__all__ = ["KEEP", "is_model_folder", "load_folder", "load_newest_state", "save_folder", "save_state"]
 
 KEEP = 2
 """Training states kept: the newest, and the one before it to fall back to."""
-
-
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A sibling folder to write into; it takes ``folder``'s place only if the block succeeds, else it is removed.
-
-    Raises: ValueError naming the folder when it cannot be written (no space, read-only, a file in the way).
-    """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.staged")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}; nothing was changed there") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists():
-            if not folder.exists():
-                old.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def save_folder(folder: Path, model: FirstStage | LatentDiffusion, recipe: Recipe, card: str = "", dtype: torch.dtype | None = None) -> None:
@@ -57,7 +27,7 @@ def save_folder(folder: Path, model: FirstStage | LatentDiffusion, recipe: Recip
 
     ``dtype`` (e.g. float16) shrinks the weights but not the latent statistics. Raises: ValueError if it cannot be written.
     """
-    with staged(folder) as path:
+    with staged(folder, replace=True) as path:
         tensors = {key: _as(value, None if key.endswith(("mean", "std")) else dtype) for key, value in model.state_dict().items()}
         save_file(tensors, path / "model.safetensors", metadata={"format": "latentworks"})
         recipe.save(path / "recipe.json")
@@ -102,7 +72,7 @@ def load_folder(folder: Path) -> tuple[FirstStage | LatentDiffusion, Recipe]:
 def save_state(run: Path, step: int, tensors: Mapping[str, Tensor]) -> Path:
     """Write a training state as RUN/checkpoints/step-N, manifest last, and remove all but the newest `KEEP`."""
     folder = run / "checkpoints" / f"step-{step:09d}"
-    with staged(folder) as path:
+    with staged(folder, replace=True) as path:
         save_file({key: value.cpu() for key, value in tensors.items()}, path / "state.safetensors")
         size = (path / "state.safetensors").stat().st_size
         (path / "manifest.json").write_text(json.dumps({"step": step, "size": size, "blake2b": _digest(path / "state.safetensors")}))
