@@ -1,0 +1,154 @@
+"""Batches of images from a source: order, augmentation and captions are functions of (seed, step, index), so nothing has to be saved."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from latentworks.data.files import CorruptImage
+from latentworks.data.sources import FolderSource
+from latentworks.data.transforms import PLAIN, Pixels, Preprocess, Variant, to_tensor
+from latentworks.random import generator
+from latentworks.types import Batch
+
+__all__ = ["ImageDataset", "Progress", "indices_for"]
+
+_CHUNK = 64  # images between two reports of progress
+
+
+class Progress(NamedTuple):
+    """How many of how many are done."""
+
+    done: int
+    total: int
+
+
+class ImageDataset:
+    """The images of a source, preprocessed.
+
+    A file that cannot be read is skipped: the next readable one takes its place (``index`` stays), `skipped` names it. Fitted images are
+    kept in memory up to ``budget`` bytes, which changes speed, never results. ``captions``: "all" draws one of an image's captions at each
+    step, "main" takes the first. Raises: ValueError when the source's channels are not those of the settings.
+    """
+
+    def __init__(
+        self, source: FolderSource, preprocess: Preprocess, seed: int = 0, captions: Literal["all", "main"] = "all", budget: int = 2**30
+    ) -> None:
+        if preprocess.channels not in (None, source.channels):
+            raise ValueError(
+                f"channels: the images have {source.channels}, the settings say {preprocess.channels}: set data.channels={source.channels}"
+            )
+        self.source, self.preprocess, self.seed, self.captions = source, preprocess, seed, captions
+        self.damaged: set[int] = set()  # indices of the files known to be damaged
+        self._images: dict[int, Pixels] = {}
+        self._room = budget
+        self._has_text = any(entry.text for entry in source.entries)
+        self._has_label = all(entry.label is not None for entry in source.entries)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def skipped(self) -> list[str]:
+        """Names of the damaged files met so far."""
+        return [self.source.entries[i].name for i in sorted(self.damaged)]
+
+    def indices_for(self, step: int, batch: int) -> list[int]:
+        """The step's samples: every image once an epoch, in an order of its own each epoch."""
+        return indices_for(len(self), self.seed, step, batch)
+
+    def batch(self, indices: Sequence[int], step: int | None = None) -> Batch:
+        """``image``, ``index`` and what `fields` gives; as drawn at ``step``, or the plain variant and main caption without one.
+
+        Raises: ValueError when not one image of the source can be read.
+        """
+        image = self.images(indices, self._drawn(indices, step))
+        return {"image": image, **self.fields(indices, step)}
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Every readable image once, in order and plain."""
+        readable = ((i, image) for i in range(len(self)) if (image := self._fitted(i)) is not None)
+        while group := list(islice(readable, size)):
+            indices, images = zip(*group, strict=True)
+            yield {"image": self._cut(images, [PLAIN] * len(images)), **self.fields(indices)}
+
+    def load(self) -> Iterator[Progress]:
+        """Read all files once: into memory as far as the budget goes, and to know the damaged ones."""
+        for start in range(0, len(self), _CHUNK):
+            stop = min(start + _CHUNK, len(self))
+            for i in range(start, stop):
+                self._fitted(i)
+            yield Progress(stop, len(self))
+
+    def images(self, indices: Sequence[int], variants: Sequence[Variant]) -> Float[Tensor, "b c h w"]:
+        """One variant of each image, in [-1, 1]."""
+        return self._cut([self._readable(i) for i in indices], variants)
+
+    def fields(self, indices: Sequence[int], step: int | None = None) -> Batch:
+        """``index``, ``text`` if any image has captions ("" where one has none), ``label`` if there are classes; no image is read."""
+        entries = [self.source.entries[self._stand_in(i)] for i in indices]
+        batch: Batch = {"index": torch.tensor(indices)}
+        if self._has_text:
+            batch["text"] = [self._caption(entry.text, i, step) for entry, i in zip(entries, indices, strict=True)]
+        if self._has_label:
+            batch["label"] = torch.tensor([entry.label for entry in entries])
+        return batch
+
+    def _drawn(self, indices: Sequence[int], step: int | None) -> list[Variant]:
+        if step is None or not self.preprocess.varied:
+            return [PLAIN] * len(indices)
+        return [self.preprocess.draw(generator(self.seed, "variant", step, i)) for i in indices]
+
+    def _caption(self, captions: tuple[str, ...], index: int, step: int | None) -> str:
+        if step is None or self.captions == "main" or len(captions) < 2:
+            return captions[0] if captions else ""
+        return captions[int(torch.randint(len(captions), (), generator=generator(self.seed, "caption", step, index)))]
+
+    def _fitted(self, index: int) -> Pixels | None:
+        """What variants are cut from; None for a damaged file."""
+        if index in self._images:
+            return self._images[index]
+        if index in self.damaged:
+            return None
+        try:
+            image = self.preprocess.fit(self.source.read(index).image)
+        except CorruptImage:
+            self.damaged.add(index)
+            return None
+        if image.nbytes <= self._room:
+            self._room -= image.nbytes
+            self._images[index] = image.copy()  # not a view, which would keep the whole file in memory
+        return image
+
+    def _readable(self, index: int) -> Pixels:
+        """The fitted image, or that of its stand-in."""
+        while (image := self._fitted(self._stand_in(index))) is None:
+            pass  # now known to be damaged
+        return image
+
+    def _stand_in(self, index: int) -> int:
+        """The index itself, or the next one, cyclically, that is not known to be damaged."""
+        if len(self.damaged) == len(self):
+            raise ValueError(f"not one image can be read: all {len(self)} files are damaged, the first is {self.skipped[0]}")
+        while index in self.damaged:
+            index = (index + 1) % len(self)
+        return index
+
+    def _cut(self, images: Sequence[Pixels], variants: Sequence[Variant]) -> Float[Tensor, "b c h w"]:
+        return to_tensor(np.stack([self.preprocess.cut(image, variant) for image, variant in zip(images, variants, strict=True)]))
+
+
+def indices_for(n: int, seed: int, step: int, batch: int) -> list[int]:
+    """The ``batch`` samples of a step (0-based): the endless row of epochs, each a permutation of 0..n-1, cut into batches."""
+    places = range(step * batch, (step + 1) * batch)
+    return [int(_order(n, seed, place // n)[place % n]) for place in places]
+
+
+@lru_cache(maxsize=2)  # the two epochs a batch usually touches
+def _order(n: int, seed: int, epoch: int) -> Int[Tensor, " n"]:
+    return torch.randperm(n, generator=generator(seed, "order", epoch))
