@@ -2,14 +2,19 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from latentworks.checkpoints.native import load_folder
+from latentworks.checkpoints.resolve import resolve_model
 from latentworks.config import Config, nearest
 from latentworks.data.transforms import from_tensor
 from latentworks.diffusion.guidance import classifier_free
@@ -17,10 +22,10 @@ from latentworks.diffusion.samplers import SAMPLERS
 from latentworks.engine import Engine
 from latentworks.model import LatentDiffusion
 from latentworks.random import randn_like_per_image
-from latentworks.recipe import SamplingDefaults
+from latentworks.recipe import DiffusionRecipe, SamplingDefaults, read_recipe
 from latentworks.types import Batch, Cond, Step
 
-__all__ = ["Pipeline", "SampleRequest", "settings_png"]
+__all__ = ["Drawn", "Pipeline", "SampleRequest", "load", "load_model", "picture", "settings", "settings_of", "settings_png"]
 
 
 class SampleRequest(Config):
@@ -51,28 +56,47 @@ class SampleRequest(Config):
         return [prompt for prompt in given for _ in range(self.n)]
 
 
-class Pipeline:
-    """A loaded model ready to draw. Stateless between calls, so one may serve many threads."""
+class Drawn(NamedTuple):
+    """Finished images: pixels in the depth of the training data, the request of each one, and how many of all are done."""
 
-    def __init__(self, model: LatentDiffusion, defaults: SamplingDefaults, size: int, engine: Engine | None = None) -> None:
-        self.model, self.defaults, self.size = model, defaults, size
+    pixels: Shaped[np.ndarray, "b h w c"]
+    requests: list[SampleRequest]
+    done: int
+    total: int
+
+
+class Pipeline:
+    """A loaded model ready to draw ``size`` x ``size`` pixels. Stateless between calls, so one may serve many threads."""
+
+    def __init__(
+        self, model: LatentDiffusion, defaults: SamplingDefaults, size: int, engine: Engine | None = None, depth: str = "uint8"
+    ) -> None:
+        self.model, self.defaults, self.size, self.depth = model, defaults, size, np.dtype(depth)
         self.engine = engine or Engine()
         self.device = self.engine.resolve()
         self.model.to(self.device).eval()
 
     def __call__(self, prompt: str | Sequence[str] | None = None, **settings: Any) -> list[Image.Image]:
-        """Images for a prompt (or prompts), settings as in `SampleRequest`; each carries its settings in ``.info``."""
+        """Images for a prompt (or prompts), settings as in `SampleRequest`; each carries its settings in ``.info``.
+
+        Raises: ValueError for a bad setting, or where Pillow has no mode for the model's channels and depth (then use `draw`).
+        """
         text = prompt if prompt is None or isinstance(prompt, str) else tuple(prompt)
         request = SampleRequest.parse({"prompt": text, **settings})
-        return [image for batch, _, _ in self.batches(request) for image in batch]
+        finished = (event for event in self.draw(request) if isinstance(event, Drawn))
+        return [picture(pixels, one) for drawn in finished for pixels, one in zip(drawn.pixels, drawn.requests, strict=True)]
 
-    def batches(self, request: SampleRequest) -> Iterator[tuple[list[Image.Image], int, int]]:
-        """Finished images in batches, as (images, images done, images in all)."""
-        total = len(request.prompts())
-        for start in range(0, total, request.batch):
-            stop = min(start + request.batch, total)
-            *_, last = self.stream(request, start, stop)
-            yield self.images(last.x, request, start), stop, total
+    def draw(self, request: SampleRequest) -> Iterator[Step | Drawn]:
+        """Every step of every ``request.batch`` images, then these images."""
+        request = self.resolve(request)
+        prompts = request.prompts()
+        for start in range(0, len(prompts), request.batch):
+            stop = min(start + request.batch, len(prompts))
+            for step in self.stream(request, start, stop):
+                last = step
+                yield step
+            requests = [request.replace(prompt=prompts[i], n=1, seed=request.seed + i) for i in range(start, stop)]
+            yield Drawn(self.decode(last.x), requests, stop, len(prompts))
 
     def stream(self, request: SampleRequest, start: int = 0, stop: int | None = None) -> Iterator[Step]:
         """Steps of images start..stop, in latent space; stop iterating to cancel. Raises: ValueError on what the model cannot do."""
@@ -101,8 +125,11 @@ class Pipeline:
             raise ValueError(f"prompt: this model takes no text; it takes {', '.join(sorted(map(str, fields))) or 'no condition'}")
         if request.label is not None and "label" not in fields:
             raise ValueError(f"label: this model takes no class; it takes {', '.join(sorted(map(str, fields))) or 'no condition'}")
+        sampler = request.sampler or self.defaults.sampler
+        if request.eta is not None and sampler != "ddim":
+            raise ValueError(f"eta: {request.eta} belongs to the sampler ddim (ddpm is ddim with eta 1), not to {sampler}: leave it out")
         return request.replace(
-            sampler=request.sampler or self.defaults.sampler,
+            sampler=sampler,
             steps=request.steps or self.defaults.steps,
             guidance=(self.defaults.guidance if fields else 1.0) if request.guidance is None else request.guidance,
             size=request.size or (self.size, self.size),
@@ -130,18 +157,42 @@ class Pipeline:
         return classifier_free(predict, cond, uncond, request.guidance if self.model.conditioners else 1.0)
 
     @torch.no_grad()
-    def images(self, z: Tensor, request: SampleRequest, start: int = 0) -> list[Image.Image]:
-        """Decode latents; image i carries its settings in ``.info`` (written by `settings_png`)."""
-        request = self.resolve(request)
-        prompts = request.prompts()
-        images = []
-        for i, pixels in enumerate(from_tensor(self.model.first_stage.decode(z).float().cpu())):
-            image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-            one = request.replace(prompt=prompts[start + i], n=1, seed=request.seed + start + i)
-            image.info["latentworks"] = one.model_dump_json(exclude_none=True, exclude={"batch"})
-            image.info["parameters"] = _parameters(one)
-            images.append(image)
-        return images
+    def decode(self, z: Float[Tensor, "b z h w"]) -> Shaped[np.ndarray, "b h w c"]:
+        """Pixels of latents, in the depth of the training data."""
+        return from_tensor(self.model.first_stage.decode(z), self.depth)
+
+
+def load_model(name: Path | str) -> LatentDiffusion:
+    """A latent diffusion model by bundled name, model folder or run folder. Raises: ValueError."""
+    model, recipe = load_folder(resolve_model(name))
+    if not isinstance(model, LatentDiffusion):
+        raise ValueError(f"{name} is a first stage ({recipe.name}): it cannot be sampled; train a latent diffusion model on it")
+    return model
+
+
+def load(name: Path | str, engine: Engine | None = None) -> Pipeline:
+    """A model by bundled name, model folder or run folder, ready to draw. Raises: ValueError."""
+    model, recipe = load_model(name), read_recipe(resolve_model(name) / "recipe.json")
+    assert isinstance(recipe, DiffusionRecipe)
+    return Pipeline(model, recipe.sampling, recipe.data.out_size, engine, recipe.data.depth)
+
+
+def picture(pixels: Shaped[np.ndarray, "h w c"], request: SampleRequest) -> Image.Image:
+    """Pixels as Pillow's image with its settings in ``.info``. Raises: ValueError where Pillow has no mode for them."""
+    channels, depth = pixels.shape[2], pixels.dtype.name
+    if not (depth == "uint8" and channels in (1, 3, 4)) and not (depth == "uint16" and channels == 1):
+        raise ValueError(f"{channels} channels of {depth} are no picture Pillow can hold: use draw(), or lw sample, which writes TIFF")
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    image.info.update(settings(request))
+    return image
+
+
+def settings(request: SampleRequest) -> dict[str, str]:
+    """What is written into an image of a resolved request: ours as JSON, and the text other tools read."""
+    return {
+        "latentworks": request.model_dump_json(exclude_none=True, exclude={"batch"}),
+        "parameters": _parameters(request),
+    }
 
 
 def _parameters(request: SampleRequest) -> str:

@@ -24,6 +24,7 @@ from latentworks.unet import UNet, UNetConfig
 __all__ = [
     "DiffusionRecipe",
     "FirstStageRecipe",
+    "Intervals",
     "Recipe",
     "SamplingDefaults",
     "build_diffusion",
@@ -46,6 +47,18 @@ class SamplingDefaults(Config):
     spacing: Literal["leading", "trailing"] = "trailing"
 
 
+class Intervals(Config):
+    """In steps: how often a run logs, saves its state, and evaluates (held-out figures, a grid, the best model kept).
+
+    ``held_out``: at most so many held-out images are used for that.
+    """
+
+    log: int = Field(50, ge=1)
+    checkpoint: int = Field(1000, ge=1)
+    evaluate: int = Field(1000, ge=1)
+    held_out: int = Field(128, ge=1)
+
+
 class FirstStageRecipe(Config):
     """Train an autoencoder."""
 
@@ -55,6 +68,7 @@ class FirstStageRecipe(Config):
     first_stage: FirstStageConfig
     objective: FirstStageObjectiveConfig
     train: TrainConfig
+    intervals: Intervals = Intervals()
 
 
 class DiffusionRecipe(Config):
@@ -70,6 +84,7 @@ class DiffusionRecipe(Config):
     process: ProcessConfig
     objective: DiffusionObjectiveConfig = DiffusionObjectiveConfig()
     train: TrainConfig
+    intervals: Intervals = Intervals()
     sampling: SamplingDefaults = SamplingDefaults()
 
 

@@ -1,0 +1,28 @@
+"""Latentworks: turn a folder of your own images into a latent diffusion model, sample it, measure it. Names load when first used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latentworks.checkpoints.compvis import load_compvis
+    from latentworks.engine import Engine
+    from latentworks.model import LatentDiffusion
+    from latentworks.pipeline import Pipeline, SampleRequest, load, load_model
+    from latentworks.types import Batch, Cond
+
+__all__ = ["Batch", "Cond", "Engine", "LatentDiffusion", "Pipeline", "SampleRequest", "load", "load_compvis", "load_model"]
+
+_HOMES = {
+    "Batch": "types", "Cond": "types", "Engine": "engine", "LatentDiffusion": "model", "Pipeline": "pipeline", "SampleRequest": "pipeline",
+    "load": "pipeline", "load_compvis": "checkpoints.compvis", "load_model": "pipeline",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"latentworks.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

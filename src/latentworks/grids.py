@@ -1,0 +1,90 @@
+"""Pictures of several pictures: captioned sheets, and what a model under training makes of fixed inputs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from latentworks.data.transforms import from_tensor
+from latentworks.first_stage.base import FirstStage
+from latentworks.model import LatentDiffusion
+from latentworks.pipeline import Pipeline
+from latentworks.recipe import DiffusionRecipe
+from latentworks.staging import staged_file
+from latentworks.types import Batch
+
+__all__ = ["reconstruction_grid", "sample_grid", "save_sheet", "sheet"]
+
+GRID = 16
+"""Samples in the grid of a latent diffusion model; a first stage shows half as many pairs."""
+LINE, MARGIN = 13, 4
+
+
+def sheet(images: Sequence[Image.Image], captions: Sequence[str] | None = None, columns: int = 8, scale: int = 1) -> Image.Image:
+    """RGB images of one size in rows on white, each enlarged ``scale`` times with its caption below in at most two lines."""
+    width, height = (side * scale for side in images[0].size)
+    below = 2 * LINE + MARGIN if captions else 0
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    out = Image.new("RGB", (columns * (width + MARGIN) + MARGIN, rows * (height + below + MARGIN) + MARGIN), "white")
+    draw, font = ImageDraw.Draw(out), ImageFont.load_default(11)
+    for i, image in enumerate(images):
+        x, y = MARGIN + i % columns * (width + MARGIN), MARGIN + i // columns * (height + below + MARGIN)
+        out.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x, y))
+        for line, text in enumerate(_wrapped(captions[i], width, font) if captions else ()):
+            draw.text((x, y + height + 1 + line * LINE), text, "black", font)
+    return out
+
+
+def _wrapped(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
+    """The text in at most two lines of so many pixels; what does not fit ends in an ellipsis."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    if len(lines) > 2:
+        lines = [lines[0], lines[1] + " …"]
+    for i, line in enumerate(lines):
+        while font.getlength(line) > width and len(line) > 2:
+            line = line[:-2].rstrip() + "…"
+        lines[i] = line
+    return lines
+
+
+def save_sheet(path: Path, image: Image.Image) -> None:
+    """Write a PNG whole or not at all. Raises: ValueError if it cannot be written."""
+    with staged_file(path) as temporary:
+        image.save(temporary, "PNG")
+
+
+@torch.no_grad()
+def reconstruction_grid(first_stage: FirstStage, batch: Batch) -> Image.Image:
+    """Images above their reconstructions."""
+    x = batch["image"][: GRID // 2].to(first_stage.mean.device)
+    return sheet([*_pictures(x), *_pictures(first_stage(x).image)], columns=len(x), scale=2)
+
+
+def sample_grid(model: LatentDiffusion, recipe: DiffusionRecipe, batch: Batch) -> Image.Image:
+    """Samples from fixed noise for the conditions of a batch, with the recipe's sampling defaults."""
+    pipeline = Pipeline(model, recipe.sampling, recipe.data.out_size)
+    texts = batch.get("text")
+    if texts is not None:
+        images = pipeline(texts[:GRID])
+        return sheet(images, texts[:GRID], columns=8, scale=2)
+    if "label" in batch and model.conditioners:
+        labels = sorted(set(batch["label"].tolist()))[: GRID // 2]
+        images = [image for label in labels for image in pipeline(label=label, n=2)]
+        return sheet(images, [str(label) for label in labels for _ in range(2)], columns=8, scale=2)
+    return sheet(pipeline(n=GRID), columns=8, scale=2)
+
+
+def _pictures(x: Tensor) -> list[Image.Image]:
+    """8-bit pictures to look at; of more than 3 channels the first 3, of 2 the first."""
+    pixels = from_tensor(x if x.shape[1] in (1, 3) else x[:, : 3 if x.shape[1] > 3 else 1])
+    return [Image.fromarray(np.squeeze(p, -1) if p.shape[-1] == 1 else p) for p in pixels]

@@ -1,0 +1,166 @@
+"""From a recipe and a folder to everything a run needs: what the recipe leaves open is taken from the data, and nothing is written yet."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from latentworks.checkpoints.native import load_folder
+from latentworks.checkpoints.resolve import resolve_model
+from latentworks.checkpoints.start import start_from
+from latentworks.conditioners import Conditioner, FrozenTextConditioner, FrozenTextConfig, LabelConfig, TextConfig, build_conditioner, train_tokenizer
+from latentworks.data.dataset import ImageDataset
+from latentworks.data.latents import LatentDataset, weights_digest
+from latentworks.data.sources import FolderSource
+from latentworks.data.text_features import TextFeatures
+from latentworks.first_stage import FirstStage, IdentityConfig, build_first_stage
+from latentworks.model import LatentDiffusion
+from latentworks.objectives.base import Objective
+from latentworks.recipe import DiffusionRecipe, FirstStageRecipe, Recipe, build_diffusion, build_model, build_objective
+
+__all__ = ["Prepared", "RunRequest", "load_first_stage", "prepare"]
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One call of `lw train`. ``seconds``: stop then; ``cache``: where latents are kept, shared between runs."""
+
+    recipe: Recipe
+    data: Path
+    out: Path
+    first_stage: Path | str | None = None
+    from_model: Path | str | None = None
+    seconds: float | None = None
+
+    @property
+    def cache(self) -> Path:
+        """Beside the run folders, so that runs on one first stage share it."""
+        return self.out.parent / "cache"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """``recipe`` is complete; ``held_out`` is None where the data is too small to hold any out; ``notes`` are for the user to read."""
+
+    recipe: Recipe
+    model: FirstStage | LatentDiffusion
+    objective: Objective
+    images: ImageDataset
+    latents: LatentDataset | None
+    held_out: ImageDataset | None
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(request: RunRequest) -> Prepared:
+    """Raises: ValueError in one line for everything that cannot work, before anything is written."""
+    recipe, notes = request.recipe, list[str]()
+    source = FolderSource(request.data, split="train", channels=recipe.data.channels, captioned_only=_reads_text(recipe))
+    recipe = recipe.replace(data=recipe.data.replace(channels=source.channels, depth=source.dtype.name).model_dump())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        if isinstance(recipe, FirstStageRecipe):
+            recipe = _fit_first_stage(recipe, source.channels, notes)
+            model: FirstStage | LatentDiffusion = build_model(recipe)
+        else:
+            recipe, model = _diffusion(recipe, request, source)
+        objective = build_objective(recipe, model)
+    if request.from_model is not None:
+        notes += start_from(model, *load_folder(resolve_model(request.from_model)))
+    images = ImageDataset(source, recipe.data, seed=recipe.train.seed)
+    latents = None
+    if isinstance(recipe, DiffusionRecipe):
+        assert isinstance(model, LatentDiffusion)
+        latents = LatentDataset(model.first_stage, images, request.cache, recipe.variants, text_features=_features(model, source, request.cache))
+    return Prepared(recipe, model, objective, images, latents, _held_out(request, recipe, notes), notes)
+
+
+def load_first_stage(name: Path | str) -> FirstStage:
+    """A trained first stage, from its own folder or out of a latent diffusion model. Raises: ValueError without latent statistics."""
+    folder = resolve_model(name)
+    model, _ = load_folder(folder)
+    first_stage = model.first_stage if isinstance(model, LatentDiffusion) else model
+    assert isinstance(first_stage, FirstStage)
+    if not first_stage.normalised:
+        raise ValueError(f"{folder} has no latent statistics: let its training end or stop by itself (lw train), which computes them")
+    return first_stage
+
+
+def _reads_text(recipe: Recipe) -> bool:
+    return isinstance(recipe, DiffusionRecipe) and any(isinstance(c, TextConfig | FrozenTextConfig) for c in recipe.conditioners)
+
+
+def _fit_first_stage(recipe: FirstStageRecipe, channels: int, notes: list[str]) -> FirstStageRecipe:
+    """The recipe for images of so many channels; the perceptual networks see 1 or 3."""
+    objective = recipe.objective.replace(discriminator=recipe.objective.discriminator.replace(in_channels=channels).model_dump())
+    if channels not in (1, 3) and objective.perceptual.kind != "none":
+        objective = objective.replace(perceptual={"kind": "none"})
+        notes.append(f"no perceptual loss: its network sees 1 or 3 channels, the images have {channels}")
+    if recipe.objective.adversarial_weight and recipe.data.out_size < 3 * 2**recipe.objective.discriminator.layers:
+        raise ValueError(
+            f"objective.discriminator.layers: {recipe.objective.discriminator.layers} halvings need {3 * 2**recipe.objective.discriminator.layers} "
+            f"pixels a side, the crops have {recipe.data.out_size}: use fewer layers or a larger data.crop_size"
+        )
+    first_stage = recipe.first_stage.replace(in_channels=channels)
+    return recipe.replace(first_stage=first_stage.model_dump(), objective=objective.model_dump())
+
+
+def _diffusion(recipe: DiffusionRecipe, request: RunRequest, source: FolderSource) -> tuple[DiffusionRecipe, LatentDiffusion]:
+    """The recipe completed by the first stage and the data's captions or classes, and a fresh model around the trained first stage."""
+    name = request.first_stage or request.from_model
+    if name is not None:
+        first_stage = load_first_stage(name)
+    elif isinstance(recipe.first_stage, IdentityConfig):
+        first_stage = build_first_stage(recipe.first_stage.replace(in_channels=source.channels))
+    else:
+        raise ValueError(f"--first-stage: {recipe.name} is trained in the latent space of a first stage: train one and name its run folder")
+    if first_stage.in_channels != source.channels:
+        raise ValueError(f"--first-stage: {name} was trained on images of {first_stage.in_channels} channels, these have {source.channels}")
+    first_stage.check_size(recipe.data.out_size, recipe.data.out_size)
+    side, step = recipe.data.out_size // first_stage.factor, recipe.unet.factors[-1]
+    if side % step:
+        raise ValueError(f"data.size: latents of {side} x {side} cannot be halved to 1/{step}: use a multiple of {first_stage.factor * step}")
+    conditioners, configs = [], []
+    for index, config in enumerate(recipe.conditioners):
+        conditioner = _conditioner(config, index, request, source)
+        conditioners.append(conditioner)
+        configs.append(conditioner.config.model_dump())  # type: ignore[operator,union-attr]
+    recipe = recipe.replace(first_stage=first_stage.config.model_dump(), conditioners=configs)  # type: ignore[union-attr,operator]
+    return recipe, build_diffusion(recipe, first_stage, conditioners)
+
+
+def _conditioner(config: LabelConfig | TextConfig | FrozenTextConfig, index: int, request: RunRequest, source: FolderSource) -> Conditioner:
+    """A conditioner of a config with the data's classes or vocabulary; a fine-tuned model keeps its own vocabulary."""
+    if isinstance(config, LabelConfig):
+        if not source.classes:
+            raise ValueError(f"{request.data} has no classes: give one sub-folder for each class, or a label in metadata.jsonl")
+        return build_conditioner(config.replace(classes=len(source.classes), names=source.classes))
+    if not any(entry.text for entry in source.entries):
+        raise ValueError(f"{request.data} has no captions: give a .txt beside each image, or a text in metadata.jsonl")
+    if isinstance(config, FrozenTextConfig):
+        return build_conditioner(config)
+    if request.from_model is not None:
+        asset = resolve_model(request.from_model) / "conditioners" / str(index) / "tokenizer.json"
+        if asset.is_file():
+            return build_conditioner(config, {"tokenizer.json": asset.read_text()})
+    tokenizer: Tokenizer = train_tokenizer((text for entry in source.entries for text in entry.text), config.vocabulary)
+    return build_conditioner(config, {"tokenizer.json": tokenizer.to_str()})
+
+
+def _features(model: LatentDiffusion, source: FolderSource, cache: Path) -> TextFeatures | None:
+    """A frozen text encoder's outputs are cached too."""
+    frozen = [c for c in model.conditioners if isinstance(c, FrozenTextConditioner)]
+    if not frozen:
+        return None
+    captions = [text for entry in source.entries for text in entry.text]
+    return TextFeatures(frozen[0].features, f"{weights_digest(frozen[0].encoder)} {frozen[0].config.length}", captions, cache)
+
+
+def _held_out(request: RunRequest, recipe: Recipe, notes: list[str]) -> ImageDataset | None:
+    try:
+        source = FolderSource(request.data, split="held_out", channels=recipe.data.channels, captioned_only=_reads_text(recipe))
+    except ValueError as error:
+        notes.append(f"nothing is held out, so there is no best model, only the last ({error})")
+        return None
+    return ImageDataset(source, recipe.data.whole(), seed=recipe.train.seed)
