@@ -1,11 +1,14 @@
 """How the command line shows progress and durations; nothing else."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import typer
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
-__all__ = ["parse_duration", "track"]
+__all__ = ["parse_duration", "progress_bar", "track"]
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -22,11 +25,26 @@ def parse_duration(text: str | None) -> float | None:
 
 def track(steps: Iterable[tuple[int, int]], what: str) -> Iterator[tuple[int, int]]:
     """Show (done, total) pairs as a progress bar and hand them on."""
+    with progress_bar() as show:
+        for done, total in steps:
+            show(what, done, total)
+            yield done, total
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for each thing that is going on, to be called with (what, done, total); nothing stays where no person reads it."""
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=not typer.get_text_stream("stderr").isatty()) as progress:
-        task = progress.add_task(what, total=None)
-        for done, total in steps:
-            progress.update(task, completed=done, total=total)
-            yield done, total
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield show
