@@ -1,8 +1,10 @@
-"""A number with everything needed to repeat it: how many images, against what, resized how, which seed, which network."""
+"""A number with all that is needed to repeat it: how many images, against what, resized how, which seed and network; a model's numbers."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
-__all__ = ["Measurement"]
+__all__ = ["Evaluation", "Measurement", "Progress"]
 
 ENOUGH = 10_000  # below this a Fréchet distance is biased upwards by an amount worth a warning
 
@@ -20,6 +22,7 @@ class Measurement:
     network: str | None = None  # name and hash of the feature network
     interval: tuple[float, float] | None = None  # 95 % bootstrap interval
     unit: str = ""
+    settings: str | None = None  # how the images were drawn, and the measure's own settings
 
     def __str__(self) -> str:
         value = f"{self.value:.4g}" + (f" {self.unit}" if self.unit else "")
@@ -27,5 +30,30 @@ class Measurement:
         facts = [f"n {self.n}", f"reference {self.reference}", f"resize {self.resize}"]
         facts += [f"network {self.network}"] if self.network else []
         facts += [] if self.seed is None else [f"seed {self.seed}"]
+        facts += [self.settings] if self.settings else []
         few = f"; fewer than {ENOUGH:,} images: compare only at equal n" if self.network and self.n < ENOUGH else ""
         return f"{self.name} {value}{between} ({', '.join(facts)}{few})"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures of one model, and what there is to know about them."""
+
+    measurements: list[Measurement]
+    notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, alike on every machine; an infinite figure becomes "inf", as JSON has no such number."""
+        rows = [asdict(measurement) for measurement in self.measurements]
+        return {
+            "measurements": [{**row, "value": row["value"] if math.isfinite(row["value"]) else str(row["value"])} for row in rows],
+            "notes": self.notes,
+        }
+
+
+class Progress(NamedTuple):
+    """How far an evaluation is."""
+
+    what: str
+    done: int
+    total: int
