@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,21 +11,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentworks.data.files import CorruptImage
+from latentworks.data.progress import Progress
 from latentworks.data.sources import FolderSource
 from latentworks.data.transforms import PLAIN, Pixels, Preprocess, Variant, to_tensor
 from latentworks.random import generator
 from latentworks.types import Batch
 
-__all__ = ["ImageDataset", "Progress", "indices_for"]
+__all__ = ["ImageDataset", "indices_for"]
 
 _CHUNK = 64  # images between two reports of progress
-
-
-class Progress(NamedTuple):
-    """How many of how many are done."""
-
-    done: int
-    total: int
 
 
 class ImageDataset:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 __all__ = ["SUFFIXES", "CorruptImage", "Header", "read_header", "read_image"]
 
@@ -59,6 +59,8 @@ def read_image(path: Path) -> np.ndarray:
 def _guarded(path: Path, read: Callable[[Path], T]) -> T:
     try:
         return read(path)
+    except UnidentifiedImageError:
+        raise CorruptImage(path, f"its content is not {', '.join(_FORMATS)} or TIFF") from None
     except Exception as error:  # decoders answer damaged bytes with nearly any exception
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise CorruptImage(path, reason) from None

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from latentworks.data.dataset import ImageDataset, Progress
+from latentworks.data.dataset import ImageDataset
+from latentworks.data.progress import Progress
 from latentworks.data.rows import Rows, open_rows, write_rows
 from latentworks.data.text_features import TextFeatures
 from latentworks.data.transforms import PLAIN, Variant

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentworks.data.dataset import Progress
+from latentworks.data.progress import Progress
 from latentworks.data.rows import Rows, open_rows, write_rows
 from latentworks.staging import staged
 
