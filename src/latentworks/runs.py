@@ -192,7 +192,7 @@ class _Run:
             if last.step % every.log == 0 or last.step == self.recipe.train.steps:
                 yield self._progress(last.step, {key: float(value) / count for key, value in sums.items()}, count, time.monotonic() - since)
                 sums, count, since = {}, 0, time.monotonic()
-            ending = bool(stopped) or self._out_of_time()
+            ending = bool(stopped) or self._out_of_time() or last.step == self.recipe.train.steps
             if last.step % every.checkpoint == 0 and not ending:
                 save_state(self.out, last.step, last.state.tensors())
             if last.step % every.evaluate == 0 and not ending:

@@ -37,13 +37,24 @@ def train(
 
 
 def encode(
-    first_stage: Annotated[Path, typer.Argument(help="Trained first stage: a run or model folder.")],
+    recipe: Annotated[str, typer.Argument(help="The latent recipe that will be trained: a name or a .json/.yaml file.")],
     data: Annotated[Path, typer.Option(help="Folder of images.")],
-    size: Annotated[int, typer.Option(help="Pixels a side after resize and centre crop.")] = 64,
+    first_stage: Annotated[Path, typer.Option(help="Trained first stage: a run or model folder.")],
+    out: Annotated[Path | None, typer.Option(help="The run folder that will be trained; default runs/RECIPE.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a setting of the recipe.")] = None,
 ) -> None:
-    """Fill the latent cache of a folder before training. Example: lw encode runs/openmoji-64-ae --data openmoji"""
-    from latentworks.cli.terminal import track
-    from latentworks.runs import encode_folder
+    """Fill the latent cache before training, so that `lw train` with the same arguments starts at once.
 
-    for _ in track(encode_folder(first_stage, data, size), "encoding"):
+    Example: lw encode openmoji-64 --data openmoji --first-stage runs/openmoji-64-ae
+    """
+    from latentworks.cli.terminal import track
+    from latentworks.preparation import RunRequest, prepare
+    from latentworks.recipes import get_recipe
+
+    chosen = get_recipe(recipe, set_)
+    prepared = prepare(RunRequest(recipe=chosen, data=data, out=out or Path("runs") / chosen.name, first_stage=first_stage))
+    if prepared.latents is None:
+        raise ValueError(f"recipe {recipe!r} trains a first stage, which has no latents yet: give a latent recipe")
+    for _ in track(prepared.latents.fill(), "encoding"):
         pass
+    typer.echo(f"{len(prepared.latents)} images are encoded in {prepared.latents.folder}")

@@ -139,7 +139,7 @@ class LatentDataset:
     def _key(self) -> str:
         """Hash of all that the stored numbers depend on; the latent statistics are not part of it."""
         seed = self.dataset.seed if self.variants > 1 else None
-        settings = self.dataset.preprocess.model_dump_json()
+        settings = self.dataset.preprocess.model_dump_json(exclude={"depth"})
         parts = (type(self.first_stage).__name__, settings, self.dataset.source.fingerprint(), self.variants, seed, self.dtype.name)
         digest = hashlib.blake2b(repr(parts).encode(), digest_size=16)
         digest.update(weights_digest(self.first_stage).encode())

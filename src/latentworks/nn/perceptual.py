@@ -88,7 +88,7 @@ class EfficientNetPerceptual(Perceptual):
         """Each stage's output, unit-normalised over channels."""
         pixels = (_rgb(x, "efficientnet") * 127.5 + 0.5) / 128  # (pixels - 127) / 128 with pixels = 127.5 (x + 1)
         stages = self.net.features(pixels.contiguous(memory_format=torch.channels_last), self.stages)
-        return [h * (h.square().sum(1, keepdim=True) + 1e-10).rsqrt() for h in stages]
+        return [h * (h.square().sum(1, keepdim=True) + 1e-10).rsqrt() for h in map(Tensor.float, stages)]
 
 
 class LPIPSPerceptual(Perceptual):
