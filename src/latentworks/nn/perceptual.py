@@ -80,15 +80,17 @@ class EfficientNetPerceptual(Perceptual):
         self.eval()
 
     def forward(self, x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-        # two passes, not one doubled batch: the target then costs no backward pass
-        distances = [(a - b).square().sum(1).mean(dim=(1, 2)) for a, b in zip(self._features(x), self._features(y), strict=True)]
-        return torch.stack(distances).sum(0)
+        # two passes, not one doubled batch: the target then costs no backward pass. float32 under autocast too: its many depthwise
+        # convolutions are slower in bfloat16 on a CPU, and small differences of unit vectors would drown in rounding
+        with torch.autocast(x.device.type, enabled=False):
+            pairs = zip(self._features(x.float()), self._features(y.float()), strict=True)
+            return torch.stack([(a - b).square().sum(1).mean(dim=(1, 2)) for a, b in pairs]).sum(0)
 
     def _features(self, x: Tensor) -> list[Tensor]:
         """Each stage's output, unit-normalised over channels."""
         pixels = (_rgb(x, "efficientnet") * 127.5 + 0.5) / 128  # (pixels - 127) / 128 with pixels = 127.5 (x + 1)
         stages = self.net.features(pixels.contiguous(memory_format=torch.channels_last), self.stages)
-        return [h * (h.square().sum(1, keepdim=True) + 1e-10).rsqrt() for h in map(Tensor.float, stages)]
+        return [h * (h.square().sum(1, keepdim=True) + 1e-10).rsqrt() for h in stages]
 
 
 class LPIPSPerceptual(Perceptual):

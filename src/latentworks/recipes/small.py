@@ -4,6 +4,7 @@ from latentworks.conditioners import LabelConfig, TextConfig
 from latentworks.data.transforms import Preprocess
 from latentworks.diffusion.process import ProcessConfig
 from latentworks.first_stage import KLConfig, VQConfig
+from latentworks.nn.discriminator import DiscriminatorConfig
 from latentworks.objectives.first_stage import FirstStageObjectiveConfig
 from latentworks.recipe import DiffusionRecipe, FirstStageRecipe
 from latentworks.train import TrainConfig
@@ -12,7 +13,7 @@ from latentworks.unet import UNetConfig
 __all__ = ["class_64", "openmoji_64", "openmoji_64_ae", "openmoji_64_ae_vq", "unconditional_64"]
 
 _FIRST_STAGE_TRAINING = TrainConfig(
-    steps=7000, batch=64, optimiser="adam", lr=1e-3, betas=(0.5, 0.9), warmup=100, decay="cosine", final_lr=0.02, ema=0.999, clip=1.0
+    steps=10_000, batch=16, optimiser="adam", lr=2e-3, betas=(0.9, 0.99), warmup=100, decay="cosine", final_lr=0.01, ema=0.999, clip=1.0
 )
 _SMALL_UNET = UNetConfig(channels=64, multipliers=(1, 2, 3), blocks=2, attention=(2, 4), heads=None, head_channels=32)
 _LATENT_TRAINING = TrainConfig(steps=4000, batch=64, lr=4e-4, warmup=200, decay="cosine", final_lr=0.02, ema=0.9995, clip=1.0)
@@ -24,7 +25,12 @@ def openmoji_64_ae() -> FirstStageRecipe:
         name="openmoji-64-ae",
         data=Preprocess(size=64, crop_size=32, crop="random", flip=True),
         first_stage=KLConfig(channels=32, multipliers=(1, 2, 2), blocks=1, latent_channels=4, mid_attention="none"),
-        objective=FirstStageObjectiveConfig(),
+        objective=FirstStageObjectiveConfig(
+            perceptual_weight=0.05,
+            adversarial_weight=0.1,
+            discriminator=DiscriminatorConfig(channels=32, layers=2),
+            discriminator_start=0.6,
+        ),
         train=_FIRST_STAGE_TRAINING,
     )
 
