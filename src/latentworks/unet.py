@@ -1,6 +1,7 @@
 """The denoising UNet (the authors' ``UNetModel``, ADM lineage): flat encoder, middle and decoder lists joined by skip connections."""
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +34,7 @@ class UNetConfig(Config):
     scale_shift: bool = False
     resblock_updown: bool = False
     conv_resample: bool = True
+    groups: int = Field(default=32, ge=1)  # of every norm; 32 are the authors', see `group_norm` for narrow nets
 
     @model_validator(mode="after")
     def _check(self) -> "UNetConfig":
@@ -124,17 +126,18 @@ class UNet(nn.Module):
         middle = [self._resnet(widths[-1], widths[-1]) for _ in range(2)]
         self.middle = nn.ModuleList([Stage(middle[0], self._attention(widths[-1])), Stage(middle[1])])
         self.decoder = self._decoder(widths, skips)
-        self.norm_out = group_norm(widths[0], UNET_EPS)
+        self.norm_out = group_norm(widths[0], UNET_EPS, config.groups)
         self.conv_out = zero(nn.Conv2d(widths[0], channels, 3, padding=1))
 
-    def _resnet(self, channels: int, out_channels: int) -> ResBlock:
-        return ResBlock(channels, 4 * self.config.channels, out_channels, self.config.dropout, self.config.scale_shift)
+    def _resnet(self, channels: int, out_channels: int, resample: Literal["up", "down"] | None = None) -> ResBlock:
+        config = self.config
+        return ResBlock(channels, 4 * config.channels, out_channels, config.dropout, config.scale_shift, resample, config.groups)
 
     def _attention(self, channels: int) -> AttentionBlock | SpatialTransformer:
         heads = self.config.heads_of(channels)
         if self.gives.context:
-            return SpatialTransformer(channels, heads, self.gives.context, self.config.depth)
-        return AttentionBlock(channels, heads)
+            return SpatialTransformer(channels, heads, self.gives.context, self.config.depth, self.config.groups)
+        return AttentionBlock(channels, heads, self.config.groups)
 
     def _encoder(self, widths: list[int], skips: list[int]) -> nn.ModuleList:
         """Fills ``skips`` with the channels of every output that the decoder will take."""
@@ -147,7 +150,7 @@ class UNet(nn.Module):
                 skips.append(now)
             if i < len(widths) - 1:
                 if config.resblock_updown:
-                    stages.append(Stage(ResBlock(now, 4 * config.channels, now, config.dropout, config.scale_shift, "down")))
+                    stages.append(Stage(self._resnet(now, now, "down")))
                 else:
                     stages.append(Stage(resample=Downsample(now, "around", config.conv_resample)))
                 skips.append(now)
@@ -163,7 +166,7 @@ class UNet(nn.Module):
                 resample: ResBlock | Upsample | None = None
                 if i and block == blocks - 1:
                     if config.resblock_updown:
-                        resample = ResBlock(width, 4 * config.channels, width, config.dropout, config.scale_shift, "up")
+                        resample = self._resnet(width, width, "up")
                     else:
                         resample = Upsample(width, config.conv_resample)
                 stages.append(Stage(resnet, attention, resample))

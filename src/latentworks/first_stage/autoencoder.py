@@ -3,14 +3,13 @@
 from itertools import pairwise
 from typing import Literal
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from latentworks.config import Config
 from latentworks.nn.attention import AttnBlock, LinearAttnBlock
-from latentworks.nn.blocks import FIRST_STAGE_EPS, Downsample, ResnetBlock, Upsample, group_norm
+from latentworks.nn.blocks import FIRST_STAGE_EPS, Downsample, ResnetBlock, Upsample, group_norm, swish
 
 __all__ = ["AutoencoderConfig", "Decoder", "Encoder"]
 
@@ -27,6 +26,7 @@ class AutoencoderConfig(Config):
     attention: tuple[int, ...] = ()  # down-sampling factors with attention
     mid_attention: Literal["full", "linear", "none"] = "full"
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    groups: int = Field(default=32, ge=1)  # of every norm; 32 are the authors', see `group_norm` for narrow nets
 
     @model_validator(mode="after")
     def _levels(self) -> "AutoencoderConfig":
@@ -52,11 +52,11 @@ class AutoencoderConfig(Config):
 class Level(nn.Module):
     """The blocks of one resolution: residual blocks, each with attention or not, then a resampling or nothing."""
 
-    def __init__(self, channels: list[int], attention: bool, dropout: float, resample: nn.Module | None) -> None:
+    def __init__(self, channels: list[int], attention: bool, config: AutoencoderConfig, resample: nn.Module | None) -> None:
         super().__init__()
         pairs = list(pairwise(channels))
-        self.resnets = nn.ModuleList(ResnetBlock(before, after, dropout) for before, after in pairs)
-        self.attentions = nn.ModuleList(AttnBlock(after) for _, after in pairs if attention)
+        self.resnets = nn.ModuleList(ResnetBlock(before, after, config.dropout, config.groups) for before, after in pairs)
+        self.attentions = nn.ModuleList(AttnBlock(after, config.groups) for _, after in pairs if attention)
         self.resample = resample or nn.Identity()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h2 w2"]:
@@ -72,12 +72,16 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """Residual block, attention, residual block at the lowest resolution."""
 
-    def __init__(self, channels: int, attention: Literal["full", "linear", "none"], dropout: float) -> None:
+    def __init__(self, channels: int, config: AutoencoderConfig) -> None:
         super().__init__()
-        kinds: dict[str, type[nn.Module]] = {"full": AttnBlock, "linear": LinearAttnBlock, "none": nn.Identity}
-        self.resnet1 = ResnetBlock(channels, channels, dropout)
-        self.attention = kinds[attention](channels)
-        self.resnet2 = ResnetBlock(channels, channels, dropout)
+        self.resnet1, self.resnet2 = (ResnetBlock(channels, channels, config.dropout, config.groups) for _ in range(2))
+        match config.mid_attention:
+            case "full":
+                self.attention: nn.Module = AttnBlock(channels, config.groups)
+            case "linear":
+                self.attention = LinearAttnBlock(channels)
+            case "none":
+                self.attention = nn.Identity()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Same shape."""
@@ -96,10 +100,10 @@ class Encoder(nn.Module):
         before = config.channels
         for i, width in enumerate(widths):
             down = Downsample(width, "after") if i < len(widths) - 1 else None
-            self.levels.append(Level([before] + [width] * config.blocks, 2**i in config.attention, config.dropout, down))
+            self.levels.append(Level([before] + [width] * config.blocks, 2**i in config.attention, config, down))
             before = width
-        self.mid = Middle(before, config.mid_attention, config.dropout)
-        self.norm_out = group_norm(before, FIRST_STAGE_EPS)
+        self.mid = Middle(before, config)
+        self.norm_out = group_norm(before, FIRST_STAGE_EPS, config.groups)
         self.conv_out = nn.Conv2d(before, out_channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z h2 w2"]:
@@ -107,7 +111,7 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.levels:
             h = level(h)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        out: Tensor = self.conv_out(swish(self.norm_out(self.mid(h))))
         return out
 
 
@@ -118,14 +122,14 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.channels * m for m in config.multipliers]
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], config.mid_attention, config.dropout)
+        self.mid = Middle(widths[-1], config)
         levels = []
         for i, width in enumerate(widths):
             before = widths[min(i + 1, len(widths) - 1)]
             up = Upsample(width) if i else None
-            levels.append(Level([before] + [width] * (config.blocks + 1), 2**i in config.attention, config.dropout, up))
+            levels.append(Level([before] + [width] * (config.blocks + 1), 2**i in config.attention, config, up))
         self.levels = nn.ModuleList(levels)
-        self.norm_out = group_norm(widths[0], FIRST_STAGE_EPS)
+        self.norm_out = group_norm(widths[0], FIRST_STAGE_EPS, config.groups)
         self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
 
     def forward(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c h2 w2"]:
@@ -133,5 +137,5 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.levels):
             h = level(h)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        out: Tensor = self.conv_out(swish(self.norm_out(h)))
         return out

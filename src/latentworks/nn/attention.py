@@ -24,16 +24,17 @@ def attend(q: Float[Tensor, "b h l d"], k: Float[Tensor, "b h m d"], v: Float[Te
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     b, h = q.shape[:2]
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (b h) l d
-    weights = torch.bmm(q * scale, k.transpose(1, 2)).softmax(dim=-1)
-    return torch.bmm(weights.to(v.dtype), v).view(b, h, *q.shape[1:])
+    weights = torch.bmm(q * scale, k.transpose(1, 2)).softmax(dim=-1).to(v.dtype)
+    # Computed as b d l, the order in which pixels lie in an image, so that what follows finds them contiguous
+    return torch.bmm(v.transpose(1, 2), weights.transpose(1, 2)).transpose(1, 2).unflatten(0, (b, h))
 
 
 class AttnBlock(nn.Module):
     """The first stage's self-attention over all pixels: one head, 1x1 convolutions, residual."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int = 32) -> None:
         super().__init__()
-        self.norm = group_norm(channels, FIRST_STAGE_EPS)
+        self.norm = group_norm(channels, FIRST_STAGE_EPS, groups)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -64,10 +65,10 @@ class LinearAttnBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """The UNet's self-attention over pixels, for models without cross-attention. Channels of qkv are ordered [head][q, k, v][channel]."""
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, groups: int = 32) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = group_norm(channels, UNET_EPS)
+        self.norm = group_norm(channels, UNET_EPS, groups)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zero(nn.Conv1d(channels, channels, 1))
 
@@ -136,9 +137,9 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Pixels as tokens through ``depth`` transformer blocks that also look at the context (Appendix E.2.1), residual."""
 
-    def __init__(self, channels: int, heads: int, context_width: int, depth: int = 1) -> None:
+    def __init__(self, channels: int, heads: int, context_width: int, depth: int = 1, groups: int = 32) -> None:
         super().__init__()
-        self.norm = group_norm(channels, FIRST_STAGE_EPS)
+        self.norm = group_norm(channels, FIRST_STAGE_EPS, groups)
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.blocks = nn.ModuleList(TransformerBlock(channels, heads, context_width) for _ in range(depth))
         self.proj_out = zero(nn.Conv2d(channels, channels, 1))

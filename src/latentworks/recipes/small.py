@@ -13,7 +13,7 @@ from latentworks.unet import UNetConfig
 __all__ = ["class_64", "openmoji_64", "openmoji_64_ae", "openmoji_64_ae_vq", "unconditional_64"]
 
 _FIRST_STAGE_TRAINING = TrainConfig(
-    steps=10_000, batch=16, optimiser="adam", lr=2e-3, betas=(0.9, 0.99), warmup=100, decay="cosine", final_lr=0.01, ema=0.999, clip=1.0
+    steps=8000, batch=16, optimiser="adam", lr=2e-3, betas=(0.9, 0.99), warmup=100, decay="cosine", final_lr=0.01, ema=0.999, clip=1.0
 )
 _SMALL_UNET = UNetConfig(channels=64, multipliers=(1, 2, 3), blocks=2, attention=(2, 4), heads=None, head_channels=32)
 _LATENT_TRAINING = TrainConfig(steps=4000, batch=64, lr=4e-4, warmup=200, decay="cosine", final_lr=0.02, ema=0.9995, clip=1.0)
@@ -24,7 +24,7 @@ def openmoji_64_ae() -> FirstStageRecipe:
     return FirstStageRecipe(
         name="openmoji-64-ae",
         data=Preprocess(size=64, crop_size=32, crop="random", flip=True),
-        first_stage=KLConfig(channels=32, multipliers=(1, 2, 2), blocks=1, latent_channels=4, mid_attention="none"),
+        first_stage=KLConfig(channels=32, multipliers=(1, 2, 2), blocks=1, latent_channels=4, mid_attention="none", groups=8),
         objective=FirstStageObjectiveConfig(
             perceptual_weight=0.05,
             adversarial_weight=0.1,
@@ -40,7 +40,7 @@ def openmoji_64_ae_vq() -> FirstStageRecipe:
     kl = openmoji_64_ae()
     return kl.replace(
         name="openmoji-64-ae-vq",
-        first_stage=VQConfig(channels=32, multipliers=(1, 2, 2), blocks=1, latent_channels=4, mid_attention="none", codes=1024).model_dump(),
+        first_stage=VQConfig(**{**kl.first_stage.model_dump(), "kind": "vq", "codes": 1024}).model_dump(),
         objective=kl.objective.replace(reduction="mean", regulariser_weight=1.0, restart_dead_after=200).model_dump(),
     )
 
