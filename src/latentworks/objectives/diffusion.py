@@ -81,13 +81,13 @@ class DiffusionObjective(Objective):
         output = self.modules["model"](process.add_noise(z0, noise, t), t, batch).float()
         target = process.target(z0, noise, t)
         each = self._distance(output, target)
-        weighted = each if self.config.min_snr is None else each * process.min_snr_weight(t, self.config.min_snr)
+        weighted = each if self.config.min_snr is None else each * process.min_snr_weights(t, self.config.min_snr)
         if self.log_variance is not None:
             logvar = self.modules["log_variance"](t)
             weighted = weighted / logvar.exp() + logvar
         total = weighted.mean()
         if self.config.elbo_weight:
-            total = total + self.config.elbo_weight * (process.elbo_weight(t) * each).mean()
+            total = total + self.config.elbo_weight * (process.elbo_weights(t) * each).mean()
         return each, total
 
     def _distance(self, output: Tensor, target: Tensor) -> Float[Tensor, " b"]:
