@@ -11,11 +11,11 @@ from torch import nn
 from latentworks.data.dataset import ImageDataset
 from latentworks.data.latents import LatentDataset, latent_statistics
 from latentworks.data.sources import FolderSource
-from latentworks.staging import staged
 from latentworks.data.text_features import TextFeatures
 from latentworks.data.transforms import Preprocess
 from latentworks.first_stage.base import FirstStage, Reconstruction
 from latentworks.random import generator
+from latentworks.staging import staged
 
 
 class Tiny(FirstStage):
