@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = SETTINGS["project"]
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,15 @@ def test_files_and_functions_can_be_taken_in_at_a_glance():
 def test_every_file_says_what_it_is_for():
     silent = [path.name for path in SOURCES if (text := path.read_text(encoding="utf-8")) and not ast.get_docstring(ast.parse(text))]
     assert silent == []
+
+
+def test_the_architecture_shows_the_layers_as_they_are():
+    """Its table has the rows of the import-linter contract, in the same order."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]+`) \|", text.partition("## Layers")[2].partition("## ")[0], re.MULTILINE)
+    shown = [[name.strip(" `") for name in row.split(",")] for row in rows]
+    (contract,) = SETTINGS["tool"]["importlinter"]["contracts"]
+    assert shown == [[name.strip().removeprefix("latentworks.") for name in layer.split("|")] for layer in contract["layers"]]
 
 
 def requirements(lines) -> set[str]:
