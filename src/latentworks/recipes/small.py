@@ -15,8 +15,8 @@ __all__ = ["class_64", "openmoji_64", "openmoji_64_ae", "openmoji_64_ae_vq", "un
 _FIRST_STAGE_TRAINING = TrainConfig(
     steps=8000, batch=16, optimiser="adam", lr=2e-3, betas=(0.9, 0.99), warmup=100, decay="cosine", final_lr=0.01, ema=0.999, clip=1.0
 )
-_SMALL_UNET = UNetConfig(channels=64, multipliers=(1, 2, 3), blocks=2, attention=(2, 4), heads=None, head_channels=32)
-_LATENT_TRAINING = TrainConfig(steps=4000, batch=64, lr=4e-4, warmup=200, decay="cosine", final_lr=0.02, ema=0.9995, clip=1.0)
+_SMALL_UNET = UNetConfig(channels=64, multipliers=(1, 2, 3), blocks=1, attention=(2, 4), head_channels=32, groups=8)
+_LATENT_TRAINING = TrainConfig(steps=3700, batch=32, lr=5e-4, warmup=100, decay="cosine", final_lr=0.02, ema=0.999, clip=1.0)
 
 
 def openmoji_64_ae() -> FirstStageRecipe:
@@ -42,6 +42,7 @@ def openmoji_64_ae_vq() -> FirstStageRecipe:
         name="openmoji-64-ae-vq",
         first_stage=VQConfig(**{**kl.first_stage.model_dump(), "kind": "vq", "codes": 1024}).model_dump(),
         objective=kl.objective.replace(reduction="mean", regulariser_weight=1.0, restart_dead_after=200).model_dump(),
+        train=kl.train.replace(steps=5000).model_dump(),
     )
 
 
