@@ -3,7 +3,7 @@
 # Variables, e.g. `make demo TORCH=torch==2.13.0 PYTHON=python3.12`:
 #   PYTHON    the interpreter .venv is made of, 3.11 or later
 #   TORCH     a pip requirement for PyTorch, to keep a version or a build of your own; empty: the newest tested one
-#   PIP_ARGS  further arguments of pip install, e.g. an index of CPU wheels
+#   PIP_ARGS  further arguments of pip install, e.g. an index of CPU wheels (the tests need torchvision of the same build, the demo does not)
 #   JOBS      tests run at the same time, one thread each
 PYTHON ?= python3
 TORCH ?=
@@ -24,6 +24,7 @@ export TOKENIZERS_PARALLELISM := false
 
 demo: $(VENV)/installed-core
 	@$(VENV)/bin/lw demo
+	@echo 'where lw is $(VENV)/bin/lw, or just lw after: source $(VENV)/bin/activate'
 
 test: $(VENV)/installed-dev
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS)
@@ -45,4 +46,6 @@ $(VENV)/installed-core: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing latentworks with every extra into $(VENV): minutes, once"
 	@$(PIP) --editable '.[dev]'
+	@$(VENV)/bin/python -c 'import torchvision' 2>/dev/null || \
+		{ echo "torchvision does not work with this PyTorch, one of them is a CPU build: take both from one index by PIP_ARGS"; exit 1; }
 	@touch $@ $(VENV)/installed-core
