@@ -19,12 +19,12 @@ def model_card(recipe: Recipe, step: int, held_out: dict[str, float], data: Path
     lines = [
         *front, "", f"# {recipe.name}", "", what, "",
         f"- {recipe.data.size} px, {recipe.data.channels} channels, trained on {size} x {size}",
-        f"- {step} of {train.steps} steps of {train.batch * train.accumulate} images, learning rate {train.lr}, averaged weights (EMA {train.ema})",
+        f"- {step} of {train.steps} steps of {train.batch * train.accumulate} images, learning rate {train.lr}, EMA {train.ema}",
         "- the complete settings are in `recipe.json`",
     ]  # fmt: skip
     if held_out:
         shown = ", ".join(f"{key} {value:.4g}" for key, value in held_out.items() if not key.startswith("loss_t"))
         lines += ["", "## Held-out figures at this step", "", shown]
     if attribution.is_file():
-        lines += ["", "## Training images", "", attribution.read_text().strip()]
+        lines += ["", "## Training images", "", attribution.read_text(encoding="utf-8", errors="replace").strip()]
     return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,7 +41,7 @@ class Config(BaseModel):
 
 
 def _explain(cls: type[BaseModel], item: Any, values: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in item["loc"])
+    where = _path(item["loc"], values, item["type"] == "missing")
     if item["type"] == "extra_forbidden":
         return f"unknown key {where!r}: {nearest(str(item['loc'][-1]), _siblings(values, cls, item['loc']))}"
     if item["type"] == "missing":
@@ -49,15 +50,24 @@ def _explain(cls: type[BaseModel], item: Any, values: dict[str, Any]) -> str:
     return f"{where or cls.__name__}: {message}" + (f" (got {item['input']!r})" if where and not isinstance(item["input"], dict) else "")
 
 
+def _path(loc: tuple[str | int, ...], values: Any, missing: bool) -> str:
+    """The key as a person writes it: without the union members that pydantic names on the way."""
+    parts = []
+    for place, part in enumerate(loc):
+        known = part in values if isinstance(values, dict) else isinstance(values, list | tuple) and isinstance(part, int)
+        if known or (missing and place == len(loc) - 1):
+            parts.append(str(part))
+            values = values[part] if known else None
+    return ".".join(parts)
+
+
 def _siblings(values: dict[str, Any], cls: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
     """Valid keys beside the unknown one: walk the models along ``loc`` (union members appear in it by their ``kind``)."""
     models: list[type[BaseModel]] = [cls]
     for part in loc[:-1]:
         inner = [m for model in models if (field := model.model_fields.get(str(part))) for m in _models_in(field.annotation)]
-        if inner:
-            models = inner
-        else:  # a discriminator: keep the members whose kind this is
-            models = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part] or models
+        # not a field, hence a discriminator: keep the members whose kind this is
+        models = inner or [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part] or models
     return sorted({name for model in models for name in model.model_fields})
 
 
@@ -86,21 +96,29 @@ def merge(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         path, separator, text = override.partition("=")
         if not separator:
             raise ValueError(f"{override!r}: write a setting as key=value, e.g. train.batch=32")
-        node = result
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"{override!r}: the value is no YAML; quote it") from None
         *parents, last = path.split(".")
+        node: Any = result
         for parent in parents:
-            if not isinstance(node.get(parent), dict):
-                raise ValueError(f"unknown key {path!r}: {nearest(parent, list(node))}")
-            node = node[parent]
-        node[last] = _number(yaml.safe_load(text))
+            key = _key(node, parent, path)
+            if not isinstance(node[key], dict | list):
+                raise ValueError(f"unknown key {path!r}: {parent} is a value, not a group of settings")
+            node = node[key]
+        node[last if isinstance(node, dict) else _key(node, last, path)] = _number(value)
     return result
+
+
+def _key(node: dict[str, Any] | list[Any], part: str, path: str) -> str | int:
+    """A part of a path as the key of a mapping or the place in a list that is there. Raises: ValueError."""
+    keys = list(node) if isinstance(node, dict) else [str(i) for i in range(len(node))]
+    if part not in keys:
+        raise ValueError(f"unknown key {path!r}: {nearest(part, keys) if keys else 'this list is empty'}")
+    return part if isinstance(node, dict) else int(part)
 
 
 def _number(value: Any) -> Any:
     """YAML 1.1 reads 1e-4 as text; a person means a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)e[-+]?\d+", value, re.IGNORECASE) else value

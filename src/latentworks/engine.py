@@ -25,7 +25,8 @@ class Engine(Config):
         if self.device == "auto":
             return torch.device(next(name for name, there in available.items() if there))
         if not available[self.device]:
-            raise ValueError(f"device {self.device!r} is not available here; use one of: {', '.join(n for n, there in available.items() if there)}")
+            usable = ", ".join(name for name, there in available.items() if there)
+            raise ValueError(f"device {self.device!r} is not available here; use one of: {usable}")
         return torch.device(self.device)
 
     def autocast(self) -> AbstractContextManager[object]:

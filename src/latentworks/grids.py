@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from latentworks.conditioners import LabelConditioner
 from latentworks.data.transforms import from_tensor
+from latentworks.engine import Engine
 from latentworks.first_stage.base import FirstStage
 from latentworks.model import LatentDiffusion
-from latentworks.pipeline import Pipeline
+from latentworks.pipeline import Drawn, Pipeline, SampleRequest
 from latentworks.recipe import DiffusionRecipe
 from latentworks.staging import staged_file
 from latentworks.types import Batch
@@ -71,20 +74,27 @@ def reconstruction_grid(first_stage: FirstStage, batch: Batch) -> Image.Image:
 
 
 def sample_grid(model: LatentDiffusion, recipe: DiffusionRecipe, batch: Batch) -> Image.Image:
-    """Samples from fixed noise for the conditions of a batch, with the recipe's sampling defaults."""
-    pipeline = Pipeline(model, recipe.sampling, recipe.data.out_size)
-    texts = batch.get("text")
-    if texts is not None:
-        images = pipeline(texts[:GRID])
-        return sheet(images, texts[:GRID], columns=8, scale=2)
-    if "label" in batch and model.conditioners:
-        labels = sorted(set(batch["label"].tolist()))[: GRID // 2]
-        images = [image for label in labels for image in pipeline(label=label, n=2)]
-        return sheet(images, [str(label) for label in labels for _ in range(2)], columns=8, scale=2)
-    return sheet(pipeline(n=GRID), columns=8, scale=2)
+    """Samples from fixed noise for the conditions of a batch that the model reads, with the recipe's sampling defaults, where it is."""
+    engine = Engine.parse({"device": model.first_stage.mean.device.type})
+    pipeline = Pipeline(model, recipe.sampling, recipe.data.out_size, engine)
+    requests, captions = [SampleRequest(n=GRID)], list[str]()
+    for conditioner in model.conditioners:
+        if conditioner.field == "text":
+            captions = batch["text"][:GRID]
+            requests = [SampleRequest(prompt=tuple(captions))]
+        elif isinstance(conditioner, LabelConditioner):
+            labels = sorted(set(batch["label"].tolist()))[: GRID // 2]
+            captions = [(conditioner.config.names or range(conditioner.config.classes))[label] for label in labels for _ in range(2)]
+            requests = [SampleRequest(label=label, n=2) for label in labels]
+    drawn = (event for request in requests for event in pipeline.draw(request) if isinstance(event, Drawn))
+    return sheet([image for one in drawn for image in _visible(one.pixels)], list(map(str, captions)), columns=8, scale=2)
 
 
 def _pictures(x: Tensor) -> list[Image.Image]:
+    return _visible(from_tensor(x))
+
+
+def _visible(pixels: Shaped[np.ndarray, "b h w c"]) -> list[Image.Image]:
     """8-bit pictures to look at; of more than 3 channels the first 3, of 2 the first."""
-    pixels = from_tensor(x if x.shape[1] in (1, 3) else x[:, : 3 if x.shape[1] > 3 else 1])
-    return [Image.fromarray(np.squeeze(p, -1) if p.shape[-1] == 1 else p) for p in pixels]
+    shown = pixels if pixels.shape[3] in (1, 3) else pixels[..., : 3 if pixels.shape[3] > 3 else 1]
+    return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in shown]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from latentworks.checkpoints.native import load_folder
 from latentworks.checkpoints.resolve import resolve_model
+from latentworks.conditioners import Conditioner, LabelConditioner
 from latentworks.config import Config, nearest
 from latentworks.data.transforms import from_tensor
 from latentworks.diffusion.guidance import classifier_free
@@ -23,7 +24,7 @@ from latentworks.engine import Engine
 from latentworks.model import LatentDiffusion
 from latentworks.random import randn_like_per_image
 from latentworks.recipe import DiffusionRecipe, SamplingDefaults, read_recipe
-from latentworks.types import Batch, Cond, Step
+from latentworks.types import Batch, Cond, Denoise, Step
 
 __all__ = ["Drawn", "Pipeline", "SampleRequest", "load", "load_model", "picture", "settings", "settings_of", "settings_png"]
 
@@ -98,63 +99,83 @@ class Pipeline:
             requests = [request.replace(prompt=prompts[i], n=1, seed=request.seed + i) for i in range(start, stop)]
             yield Drawn(self.decode(last.x), requests, stop, len(prompts))
 
+    @torch.no_grad()
     def stream(self, request: SampleRequest, start: int = 0, stop: int | None = None) -> Iterator[Step]:
         """Steps of images start..stop, in latent space; stop iterating to cancel. Raises: ValueError on what the model cannot do."""
         request = self.resolve(request)
         prompts = request.prompts()[start:stop]
-        height, width = request.size or (self.size, self.size)
-        first_stage = self.model.first_stage
-        first_stage.check_size(height, width)
-        latent = (len(prompts), first_stage.channels, height // first_stage.factor, width // first_stage.factor)
-        seeds = [request.seed + start + i for i in range(len(prompts))]
+        assert request.size is not None
         assert request.steps is not None
         assert request.sampler is not None
-        timesteps = self.model.process.timesteps(request.steps, self.defaults.spacing)
+        first_stage, process = self.model.first_stage, self.model.process
+        latent = (len(prompts), first_stage.channels, *(side // first_stage.factor for side in request.size))
+        seeds = [request.seed + start + i for i in range(len(prompts))]
+        timesteps = process.timesteps(request.steps, self.defaults.spacing)
         options = {} if request.eta is None else {"eta": request.eta}
-        with torch.no_grad():
-            denoise = self._denoise(request, prompts)
-            x = randn_like_per_image("start", seeds)(torch.empty(latent, device=self.device))
-            yield from SAMPLERS[request.sampler](
-                denoise, x, self.model.process, timesteps, randn_like_per_image("ancestral", seeds), **options
-            )
+        denoise = self._denoise(request, prompts)
+        x = randn_like_per_image("start", seeds)(torch.empty(latent, device=self.device))
+        yield from SAMPLERS[request.sampler](denoise, x, process, timesteps, randn_like_per_image("ancestral", seeds), **options)
 
     def resolve(self, request: SampleRequest) -> SampleRequest:
-        """The request with the model's defaults filled in. Raises: ValueError when a needed condition is missing or not understood."""
-        fields = {conditioner.field for conditioner in self.model.conditioners}
-        if request.prompt is not None and "text" not in fields:
-            raise ValueError(f"prompt: this model takes no text; it takes {', '.join(sorted(map(str, fields))) or 'no condition'}")
-        if request.label is not None and "label" not in fields:
-            raise ValueError(f"label: this model takes no class; it takes {', '.join(sorted(map(str, fields))) or 'no condition'}")
-        sampler = request.sampler or self.defaults.sampler
+        """The request with the model's defaults filled in. Raises: ValueError for what this model cannot do, before anything is drawn."""
+        takes = self._fields()
+        for name, field in (("prompt", "text"), ("negative_prompt", "text"), ("label", "label")):
+            if getattr(request, name) is not None and field not in takes:
+                what = {"text": "text", "label": "class"}[field]
+                raise ValueError(f"{name}: this model takes no {what}; it takes {', '.join(sorted(takes)) or 'no condition'}")
+        sampler, guidance = request.sampler or self.defaults.sampler, request.guidance
         if request.eta is not None and sampler != "ddim":
             raise ValueError(f"eta: {request.eta} belongs to the sampler ddim (ddpm is ddim with eta 1), not to {sampler}: leave it out")
-        return request.replace(
-            sampler=sampler,
-            steps=request.steps or self.defaults.steps,
-            guidance=(self.defaults.guidance if fields else 1.0) if request.guidance is None else request.guidance,
-            size=request.size or (self.size, self.size),
+        if guidance is None:
+            guidance = self.defaults.guidance if all(takes.values()) and takes else 1.0
+        if guidance != 1 and not takes:
+            raise ValueError(f"guidance: {guidance} needs a condition to guide towards, and this model takes none: leave it out")
+        if guidance == 1 and request.negative_prompt is not None:
+            raise ValueError("negative_prompt: without guidance it has no effect: give a guidance above 1")
+        request = request.replace(
+            sampler=sampler, steps=request.steps or self.defaults.steps, guidance=guidance, size=request.size or (self.size, self.size)
         )
+        assert request.steps is not None
+        self.model.process.timesteps(request.steps, self.defaults.spacing)
+        multiple = self.model.first_stage.factor * self.model.unet.config.factors[-1]
+        for name, side in zip(("height", "width"), request.size or (), strict=True):
+            if side < 1 or side % multiple:
+                raise ValueError(f"size: {name} {side} is not possible with this model: use a multiple of {multiple}")
+        return request
 
-    def _denoise(self, request: SampleRequest, prompts: list[str | None]) -> Any:
-        """The model closed over condition and guidance; a prompt of None is the model's own "no condition"."""
+    def _fields(self) -> dict[str, bool]:
+        """Which conditions the model takes, and of each whether it also knows "no condition", which guidance needs."""
+        return {
+            conditioner.field: not isinstance(conditioner, LabelConditioner) or conditioner.config.null
+            for conditioner in self.model.conditioners
+            if isinstance(conditioner, Conditioner)
+        }
+
+    def _denoise(self, request: SampleRequest, prompts: list[str | None]) -> Denoise:
+        """The model closed over condition and guidance; without a prompt or label it is the model's own "no condition"."""
         batch: Batch = {"text": [prompt or "" for prompt in prompts], "index": torch.arange(len(prompts))}
-        none = torch.tensor([prompt is None for prompt in prompts], device=self.device)
+        everywhere = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
         for conditioner in self.model.conditioners:
-            if conditioner.field == "label":
-                index = 0 if request.label is None else conditioner.index(request.label)  # type: ignore[operator]
+            if isinstance(conditioner, LabelConditioner):
+                index = 0 if request.label is None else conditioner.index(request.label)
                 batch["label"] = torch.full((len(prompts),), index, device=self.device)
-                none = torch.full_like(none, request.label is None)
-        everywhere = torch.ones_like(none)
-        cond = self.model.condition(batch, none)
-        negative: Batch = {**batch, "text": [request.negative_prompt or ""] * len(prompts)}
-        uncond = self.model.condition(negative, everywhere if request.negative_prompt is None else None)
+                batch = conditioner.drop(batch, everywhere) if request.label is None else batch
+        cond = self.model.condition(batch)
 
         def predict(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
             with self.engine.autocast():
                 return self.model.predict(x_t, t, cond).float()
 
         assert request.guidance is not None
-        return classifier_free(predict, cond, uncond, request.guidance if self.model.conditioners else 1.0)
+        if request.guidance == 1:
+            return lambda x_t, t: predict(x_t, t, cond)
+        none = batch
+        for conditioner in self.model.conditioners:
+            assert isinstance(conditioner, Conditioner)
+            none = conditioner.drop(none, everywhere)
+        if request.negative_prompt is not None:
+            none["text"] = [request.negative_prompt] * len(prompts)
+        return classifier_free(predict, cond, self.model.condition(none), request.guidance)
 
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "b z h w"]) -> Shaped[np.ndarray, "b h w c"]:
@@ -188,9 +209,9 @@ def picture(pixels: Shaped[np.ndarray, "h w c"], request: SampleRequest) -> Imag
 
 
 def settings(request: SampleRequest) -> dict[str, str]:
-    """What is written into an image of a resolved request: ours as JSON, and the text other tools read."""
+    """What is written into an image of a resolved request: ours as JSON in plain ASCII, and the text other tools read."""
     return {
-        "latentworks": request.model_dump_json(exclude_none=True, exclude={"batch"}),
+        "latentworks": json.dumps(request.model_dump(mode="json", exclude_none=True, exclude={"batch"})),
         "parameters": _parameters(request),
     }
 

@@ -1,6 +1,5 @@
 """From a recipe and a folder to everything a run needs: what the recipe leaves open is taken from the data, and nothing is written yet."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +9,15 @@ from tokenizers import Tokenizer
 from latentworks.checkpoints.native import load_folder
 from latentworks.checkpoints.resolve import resolve_model
 from latentworks.checkpoints.start import start_from
-from latentworks.conditioners import Conditioner, FrozenTextConditioner, FrozenTextConfig, LabelConfig, TextConfig, build_conditioner, train_tokenizer
+from latentworks.conditioners import (
+    Conditioner,
+    FrozenTextConditioner,
+    FrozenTextConfig,
+    LabelConfig,
+    TextConfig,
+    build_conditioner,
+    train_tokenizer,
+)
 from latentworks.data.dataset import ImageDataset
 from latentworks.data.latents import LatentDataset, weights_digest
 from latentworks.data.sources import FolderSource
@@ -25,7 +32,7 @@ __all__ = ["Prepared", "RunRequest", "load_first_stage", "prepare"]
 
 @dataclass(frozen=True)
 class RunRequest:
-    """One call of `lw train`. ``seconds``: stop then; ``cache``: where latents are kept, shared between runs."""
+    """One call of `lw train`. ``out``: the run folder; ``seconds``: stop after so many."""
 
     recipe: Recipe
     data: Path
@@ -36,7 +43,7 @@ class RunRequest:
 
     @property
     def cache(self) -> Path:
-        """Beside the run folders, so that runs on one first stage share it."""
+        """Where latents are kept: beside the run folders, so that runs on one first stage share it."""
         return self.out.parent / "cache"
 
 
@@ -63,16 +70,20 @@ def prepare(request: RunRequest) -> Prepared:
         if isinstance(recipe, FirstStageRecipe):
             recipe = _fit_first_stage(recipe, source.channels, notes)
             model: FirstStage | LatentDiffusion = build_model(recipe)
+            assert isinstance(model, FirstStage)
+            _check_side("data.crop_size", recipe.data.out_size, model.factor)
+            _check_side("data.size", recipe.data.size, model.factor)  # it is measured on whole images
         else:
             recipe, model = _diffusion(recipe, request, source)
         objective = build_objective(recipe, model)
     if request.from_model is not None:
-        notes += start_from(model, *load_folder(resolve_model(request.from_model)))
+        notes += _start_from(model, request.from_model)
     images = ImageDataset(source, recipe.data, seed=recipe.train.seed)
     latents = None
     if isinstance(recipe, DiffusionRecipe):
         assert isinstance(model, LatentDiffusion)
-        latents = LatentDataset(model.first_stage, images, request.cache, recipe.variants, text_features=_features(model, source, request.cache))
+        features = _features(model, source, request.cache)
+        latents = LatentDataset(model.first_stage, images, request.cache, recipe.variants, text_features=features)
     return Prepared(recipe, model, objective, images, latents, _held_out(request, recipe, notes), notes)
 
 
@@ -87,20 +98,33 @@ def load_first_stage(name: Path | str) -> FirstStage:
     return first_stage
 
 
+def _start_from(model: FirstStage | LatentDiffusion, name: Path | str) -> list[str]:
+    """Fill in the weights to begin with; lines on what is not simply taken."""
+    other, recipe = load_folder(resolve_model(name))
+    notes = start_from(model, other, recipe)
+    stages = {weights_digest(m.first_stage) for m in (model, other) if isinstance(m, LatentDiffusion)}
+    if len(stages) > 1:
+        notes.append(f"the first stage is not the one {name} was trained with: its latents have to be learned anew")
+    return notes
+
+
 def _reads_text(recipe: Recipe) -> bool:
     return isinstance(recipe, DiffusionRecipe) and any(isinstance(c, TextConfig | FrozenTextConfig) for c in recipe.conditioners)
 
 
 def _fit_first_stage(recipe: FirstStageRecipe, channels: int, notes: list[str]) -> FirstStageRecipe:
     """The recipe for images of so many channels; the perceptual networks see 1 or 3."""
+    if isinstance(recipe.first_stage, IdentityConfig):
+        raise ValueError("first_stage.kind: an identity has nothing to train: use kl or vq, or give it to a latent recipe as it is")
     objective = recipe.objective.replace(discriminator=recipe.objective.discriminator.replace(in_channels=channels).model_dump())
     if channels not in (1, 3) and objective.perceptual.kind != "none":
         objective = objective.replace(perceptual={"kind": "none"})
         notes.append(f"no perceptual loss: its network sees 1 or 3 channels, the images have {channels}")
-    if recipe.objective.adversarial_weight and recipe.data.out_size < 3 * 2**recipe.objective.discriminator.layers:
+    layers, side = recipe.objective.discriminator.layers, recipe.data.out_size
+    if recipe.objective.adversarial_weight and side < 3 * 2**layers:
         raise ValueError(
-            f"objective.discriminator.layers: {recipe.objective.discriminator.layers} halvings need {3 * 2**recipe.objective.discriminator.layers} "
-            f"pixels a side, the crops have {recipe.data.out_size}: use fewer layers or a larger data.crop_size"
+            f"objective.discriminator.layers: {layers} halvings need {3 * 2**layers} pixels a side, the images have {side}: "
+            "use fewer layers, a larger data.crop_size, or objective.adversarial_weight=0"
         )
     first_stage = recipe.first_stage.replace(in_channels=channels)
     return recipe.replace(first_stage=first_stage.model_dump(), objective=objective.model_dump())
@@ -117,10 +141,9 @@ def _diffusion(recipe: DiffusionRecipe, request: RunRequest, source: FolderSourc
         raise ValueError(f"--first-stage: {recipe.name} is trained in the latent space of a first stage: train one and name its run folder")
     if first_stage.in_channels != source.channels:
         raise ValueError(f"--first-stage: {name} was trained on images of {first_stage.in_channels} channels, these have {source.channels}")
-    first_stage.check_size(recipe.data.out_size, recipe.data.out_size)
-    side, step = recipe.data.out_size // first_stage.factor, recipe.unet.factors[-1]
-    if side % step:
-        raise ValueError(f"data.size: latents of {side} x {side} cannot be halved to 1/{step}: use a multiple of {first_stage.factor * step}")
+    multiple = first_stage.factor * recipe.unet.factors[-1]
+    for side in (recipe.data.out_size, recipe.data.size):
+        _check_side("data.size", side, multiple)
     conditioners, configs = [], []
     for index, config in enumerate(recipe.conditioners):
         conditioner = _conditioner(config, index, request, source)
@@ -128,6 +151,13 @@ def _diffusion(recipe: DiffusionRecipe, request: RunRequest, source: FolderSourc
         configs.append(conditioner.config.model_dump())  # type: ignore[operator,union-attr]
     recipe = recipe.replace(first_stage=first_stage.config.model_dump(), conditioners=configs)  # type: ignore[union-attr,operator]
     return recipe, build_diffusion(recipe, first_stage, conditioners)
+
+
+def _check_side(field: str, side: int, multiple: int) -> None:
+    """Raises: ValueError for an image that cannot be halved as often as the networks need it."""
+    if side % multiple:
+        near = " or ".join(str(n) for n in (side // multiple * multiple, (side // multiple + 1) * multiple) if n)
+        raise ValueError(f"{field}: {side} is not divisible by {multiple}, the factor by which the networks reduce images: use {near}")
 
 
 def _conditioner(config: LabelConfig | TextConfig | FrozenTextConfig, index: int, request: RunRequest, source: FolderSource) -> Conditioner:
@@ -151,7 +181,7 @@ def _conditioner(config: LabelConfig | TextConfig | FrozenTextConfig, index: int
 def _features(model: LatentDiffusion, source: FolderSource, cache: Path) -> TextFeatures | None:
     """A frozen text encoder's outputs are cached too."""
     frozen = [c for c in model.conditioners if isinstance(c, FrozenTextConditioner)]
-    if not frozen:
+    if len(frozen) != 1:  # a batch has one field for them
         return None
     captions = [text for entry in source.entries for text in entry.text]
     return TextFeatures(frozen[0].features, f"{weights_digest(frozen[0].encoder)} {frozen[0].config.length}", captions, cache)

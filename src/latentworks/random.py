@@ -8,13 +8,17 @@ from torch import Tensor
 
 from latentworks.types import RandnLike
 
-__all__ = ["generator", "randn_by_key", "randn_like_per_image"]
+__all__ = ["generator", "randn_by_key", "randn_like_per_image", "seed_of"]
+
+
+def seed_of(*key: int | str) -> int:
+    """A seed that is a pure function of its key."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(*key: int | str) -> torch.Generator:
     """A CPU generator that is a pure function of its key, e.g. ``generator(seed, "posterior", step, index)``."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.Generator().manual_seed(seed_of(*key))
 
 
 def randn_by_key(shape: Sequence[int], keys: Sequence[tuple[int | str, ...]]) -> Tensor:

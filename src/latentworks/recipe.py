@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from latentworks.conditioners import Conditioner, ConditionerConfig, build_conditioner
 from latentworks.config import Config, nearest, read_mapping
@@ -89,15 +89,15 @@ class DiffusionRecipe(Config):
 
 
 Recipe = FirstStageRecipe | DiffusionRecipe
-_ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="kind")])
 
 
 def parse_recipe(values: dict[str, Any]) -> Recipe:
     """Validate a mapping. Raises: ValueError in one line naming the key, its value and the nearest valid one."""
-    kinds = {"first_stage": FirstStageRecipe, "latent_diffusion": DiffusionRecipe}
-    if values.get("kind") not in kinds:
-        raise ValueError(f"recipe kind {values.get('kind')!r}: {nearest(str(values.get('kind')), list(kinds))}")
-    return kinds[values["kind"]].parse(values)
+    kinds: dict[str, type[FirstStageRecipe | DiffusionRecipe]] = {"first_stage": FirstStageRecipe, "latent_diffusion": DiffusionRecipe}
+    kind = str(values.get("kind"))
+    if kind not in kinds:
+        raise ValueError(f"recipe kind {kind!r}: {nearest(kind, list(kinds))}")
+    return kinds[kind].parse(values)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -105,9 +105,7 @@ def read_recipe(path: Path) -> Recipe:
     return parse_recipe(read_mapping(path))
 
 
-def build_diffusion(
-    recipe: DiffusionRecipe, first_stage: FirstStage, conditioners: Sequence[Conditioner], generator_seed: int | None = None
-) -> LatentDiffusion:
+def build_diffusion(recipe: DiffusionRecipe, first_stage: FirstStage, conditioners: Sequence[Conditioner]) -> LatentDiffusion:
     """A latent diffusion model around a first stage and conditioners that exist already."""
     channels = first_stage.channels
     gives = LatentDiffusion.sum_gives(conditioners)

@@ -3,17 +3,18 @@
 RUN/recipe.json       the complete recipe          RUN/checkpoints/   training states: the newest and the one before
 RUN/metrics.jsonl     every logged figure          RUN/tensorboard/   the same, where tensorboard is installed
 RUN/grids/            pictures at intervals        RUN/model/, best/  model folders of the averaged weights: last, best on held-out images
+Of several processes the first one writes, draws and speaks.
 """
 
-import json
 import math
 import resource
 import signal
+import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,17 +23,18 @@ from accelerate.utils import is_tensorboard_available
 from torch import Tensor
 
 from latentworks.card import model_card
-from latentworks.checkpoints.native import load_folder, load_newest_state, save_folder, save_state
+from latentworks.checkpoints.native import is_model_folder, load_folder, save_folder, save_state
 from latentworks.data.dataset import ImageDataset
-from latentworks.data.latents import latent_statistics, weights_digest
+from latentworks.data.latents import latent_statistics
 from latentworks.first_stage.base import FirstStage
 from latentworks.grids import reconstruction_grid, sample_grid, save_sheet
 from latentworks.model import LatentDiffusion
+from latentworks.objectives.base import mean_over_processes
 from latentworks.preparation import Prepared, RunRequest, prepare
-from latentworks.recipe import DiffusionRecipe, Recipe, read_recipe
-from latentworks.staging import staged_file
-from latentworks.train import Stepped, make_accelerator, train
-from latentworks.types import Batch
+from latentworks.recipe import DiffusionRecipe
+from latentworks.run_folder import Found, append_figures, open_run, read_mark, write_mark
+from latentworks.train import State, Stepped, make_accelerator, to_device, train
+from latentworks.types import Batch, slice_batch
 
 __all__ = ["Message", "Progress", "RunRequest", "train_run"]
 
@@ -71,65 +73,14 @@ def train_run(request: RunRequest) -> Iterator[Message | Progress]:
     """
     began = time.monotonic()
     prepared = prepare(request)
-    yield from (Message(note) for note in prepared.notes)
-    resumed = _resume(request, prepared)
-    yield from (Message(line) for line in resumed.lines)
     accelerator = make_accelerator(prepared.recipe.train, request.out if is_tensorboard_available() else None)
-    run = _Run(request, prepared, accelerator, began, resumed.best)
-    yield from run.fill()
-    with stop_signals() as stopped, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(prepared.recipe.train.seed)
-        steps = train(prepared.objective, run.data, prepared.recipe.train, accelerator=accelerator, resume=resumed.tensors)
-        yield from run.drive(steps, stopped)
-
-
-@dataclass(frozen=True)
-class _Resumed:
-    tensors: dict[str, Tensor] | None
-    best: float
-    lines: list[str]
-
-
-def _resume(request: RunRequest, prepared: Prepared) -> _Resumed:
-    """What is in the run folder already; a new folder gets its recipe. Raises: ValueError if it is the run of another model."""
-    out, recipe = request.out, prepared.recipe
-    facts = {"first_stage": weights_digest(prepared.latents.first_stage) if prepared.latents else "", "data": prepared.images.source.fingerprint()}
-    if not (out / "recipe.json").exists():
-        if out.exists() and any(out.iterdir()):
-            raise ValueError(f"{out} is not empty and no run of ours: give another --out")
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"cannot write {out}: {error.strerror}; give another --out") from None
-        with staged_file(out / "facts.json") as path:
-            path.write_text(json.dumps(facts))
-        with staged_file(out / "recipe.json") as path:
-            recipe.save(path)
-        return _Resumed(None, math.inf, [])
-    _same_run(out, read_recipe(out / "recipe.json"), recipe)
-    then = json.loads((out / "facts.json").read_text())
-    if then["first_stage"] != facts["first_stage"]:
-        raise ValueError(f"{out} was trained with another first stage: name that one, or give another --out")
-    lines = ["the data changed since this run began: its order is not what it was"] if then["data"] != facts["data"] else []
-    tensors, complaints = load_newest_state(out)
-    lines += [*complaints, f"going on from step {int(tensors['step'])}" if tensors else "nothing was saved yet: starting anew"]
-    best = json.loads((out / "best.json").read_text())["figure"] if (out / "best.json").exists() and tensors else math.inf
-    return _Resumed(tensors, best, lines)
-
-
-def _same_run(out: Path, old: Recipe, new: Recipe) -> None:
-    """Everything but the number of steps and the intervals must be as it was."""
-    before, now = (_flat({**r.model_dump(mode="json"), "intervals": None}) for r in (old, new))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and key != "train.steps"]
-    if changed:
-        what = ", ".join(f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:5])
-        raise ValueError(f"{out} holds a run of another model ({what}): give another --out, or the settings it was begun with")
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    return {key: value for name, inner in values.items() for key, value in _flat(inner, f"{prefix}.{name}" if prefix else name).items()}
+    try:
+        with accelerator.main_process_first():
+            found = open_run(request.out, prepared)
+        events = _Run(request, prepared, accelerator, began, found).events()
+        yield from (event for event in events if accelerator.is_main_process)
+    finally:
+        accelerator.end_training()
 
 
 @contextmanager
@@ -156,61 +107,90 @@ def stop_signals() -> Iterator[list[int]]:
 class _Run:
     """A run under way: what is logged, drawn and saved, and when."""
 
-    def __init__(self, request: RunRequest, prepared: Prepared, accelerator: Accelerator, began: float, best: float) -> None:
-        self.request, self.prepared, self.accelerator, self.began, self.best = request, prepared, accelerator, began, best
-        self.recipe, self.out = prepared.recipe, request.out
+    def __init__(self, request: RunRequest, prepared: Prepared, accelerator: Accelerator, began: float, found: Found) -> None:
+        self.request, self.prepared, self.accelerator, self.began, self.found = request, prepared, accelerator, began, found
+        self.recipe, self.out, self.best = prepared.recipe, request.out, found.best
         self.data = prepared.latents or prepared.images
         self.held_out: list[Batch] = []
-        if accelerator.log_with:
-            accelerator.init_trackers("tensorboard")
 
-    def fill(self) -> Iterator[Message]:
-        """Read the images or fill the latent cache, and the held-out batches."""
-        images = self.prepared.images
-        if self.prepared.latents is None:
-            for _ in images.load():
-                pass
-        elif not self.prepared.latents.ready:
-            yield Message(f"encoding {len(images)} images into the latent cache {self.request.cache}")
-            for _ in self.prepared.latents.fill():
-                pass
-        if self.prepared.held_out is not None:
-            limit = self.recipe.intervals.held_out
-            self.held_out = [batch for batch in self.prepared.held_out.batches(HELD_OUT_BATCH)][: math.ceil(limit / HELD_OUT_BATCH)]
-        if self.data.skipped:
-            yield Message(f"{len(self.data.skipped)} files cannot be read and are skipped: {', '.join(self.data.skipped[:10])}")
-
-    def drive(self, steps: Iterator[Stepped], stopped: list[int]) -> Iterator[Message | Progress]:
-        """Act on every step; at the end save, and write the model folders."""
-        every, last = self.recipe.intervals, None
-        sums: dict[str, Tensor] = {}
-        count, since = 0, time.monotonic()
-        for last in steps:
-            count += 1
-            for key, value in last.log.items():
-                sums[key] = sums.get(key, torch.zeros_like(value)) + value
-            if last.step % every.log == 0 or last.step == self.recipe.train.steps:
-                yield self._progress(last.step, {key: float(value) / count for key, value in sums.items()}, count, time.monotonic() - since)
-                sums, count, since = {}, 0, time.monotonic()
-            ending = bool(stopped) or self._out_of_time() or last.step == self.recipe.train.steps
-            if last.step % every.checkpoint == 0 and not ending:
-                save_state(self.out, last.step, last.state.tensors())
-            if last.step % every.evaluate == 0 and not ending:
-                paused = time.monotonic()
-                yield self._evaluate(last)
-                since += time.monotonic() - paused
-            if ending:
-                break
-        if last is None:
-            yield Message(f"{self.out} is complete: {self.recipe.train.steps} steps are done")
+    def events(self) -> Iterator[Message | Progress]:
+        """The whole of it."""
+        yield from map(Message, (*self.prepared.notes, *self.found.lines))
+        config, state = self.recipe.train, self.found.state
+        done = self.found.step >= config.steps
+        if done and is_model_folder(self.out / "model") and read_mark(self.out / "last.json").get("step") == self.found.step:
+            yield Message(f"{self.out} is complete: {self.found.step} steps are done")
             return
-        save_state(self.out, last.step, last.state.tensors())
-        yield Message(f"state saved at step {last.step}")
-        yield self._evaluate(last)
-        yield from self._finish(last)
+        if self.accelerator.log_with:
+            self.accelerator.init_trackers("tensorboard")
+        with stop_signals() as stopped:
+            self.prepared.model.to(self.accelerator.device)
+            yield from self._fill(stopped)
+            if stopped:
+                yield Message("stopped before the first step: nothing to save")
+            elif done:  # what ended it came before the model was written
+                finished = State(self.prepared.objective, config)
+                finished.restore(state or {})
+                yield from self._end(Stepped(finished.step, {}, finished))
+            else:
+                steps = train(self.prepared.objective, self.data, config, accelerator=self.accelerator, resume=state)
+                yield from self._drive(steps, stopped)
+
+    def _fill(self, stopped: list[int]) -> Iterator[Message]:
+        """Read the images or fill the latent cache, and the held-out batches."""
+        images, latents, held_out = self.prepared.images, self.prepared.latents, self.prepared.held_out
+        if latents is not None and not latents.ready:
+            yield Message(f"encoding {len(images)} images into the latent cache {self.request.cache}")
+        with self.accelerator.main_process_first():
+            for _ in images.load() if latents is None else latents.fill():
+                if stopped:
+                    return
+        left = self.recipe.intervals.held_out
+        for batch in held_out.batches(HELD_OUT_BATCH) if held_out is not None else ():
+            self.held_out.append(to_device(slice_batch(batch, 0, left), self.accelerator.device))
+            left -= HELD_OUT_BATCH
+            if left <= 0:
+                break
+        skipped = [*self.data.skipped, *(held_out.skipped if held_out is not None else ())]
+        if skipped:
+            more = ", ..." if len(skipped) > 10 else ""
+            yield Message(f"{len(skipped)} of the files cannot be read and are skipped: {', '.join(skipped[:10])}{more}")
+
+    def _drive(self, steps: Iterator[Stepped], stopped: list[int]) -> Iterator[Message | Progress]:
+        """Act on every step; at the end save, and write the model folders."""
+        every, main = self.recipe.intervals, self.accelerator.is_main_process
+        figures: defaultdict[str, list[Tensor]] = defaultdict(list)
+        shown, since = self.found.step, time.monotonic()
+        for last in steps:
+            for key, value in last.log.items():
+                figures[key].append(value)
+            if last.step % every.log == 0 or last.step == self.recipe.train.steps:
+                means = {key: float(torch.stack(values).mean()) for key, values in figures.items()}
+                yield self._progress(last.step, means, last.step - shown, time.monotonic() - since)
+                figures.clear()
+                shown, since = last.step, time.monotonic()
+            if last.step == self.recipe.train.steps or self._agreed(bool(stopped) or self._out_of_time()):
+                break
+            paused = time.monotonic()
+            if last.step % every.checkpoint == 0 and main:
+                save_state(self.out, last.step, last.state.tensors())
+            if last.step % every.evaluate == 0 and main:
+                yield self._evaluate(last)
+            since += time.monotonic() - paused
+        if main:
+            save_state(self.out, last.step, last.state.tensors())
+            yield Message(f"state saved at step {last.step}")
+            yield from self._end(last)
 
     def _out_of_time(self) -> bool:
         return self.request.seconds is not None and time.monotonic() - self.began > self.request.seconds
+
+    def _agreed(self, here: bool) -> bool:
+        """Whether any process says so, as all must stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return here
+        said = torch.tensor(float(here), device=self.accelerator.device)
+        return bool(mean_over_processes(said) > 0)
 
     def _progress(self, step: int, figures: dict[str, float], count: int, seconds: float) -> Progress:
         train = self.recipe.train
@@ -218,38 +198,37 @@ class _Run:
         left = (train.steps - step) * seconds / count
         if self.request.seconds is not None:
             left = min(left, self.request.seconds - (time.monotonic() - self.began))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
         self._log(step, {**figures, "images_per_second": speed, "peak_memory_gib": peak})
         return Progress(step, train.steps, figures, speed, max(left, 0.0))
 
     def _log(self, step: int, figures: dict[str, float]) -> None:
-        with (self.out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **figures}) + "\n")
+        if self.accelerator.is_main_process:
+            append_figures(self.out / "metrics.jsonl", {"step": step, **figures})
         if self.accelerator.log_with:
             self.accelerator.log(figures, step=step)
 
     def _evaluate(self, stepped: Stepped) -> Message:
         """Held-out figures and a grid with the averaged weights; the best ones are kept."""
+        figures: dict[str, float] = {}
         with stepped.state.averaged():
-            figures = {}
-            if self.held_out:
-                with self.accelerator.autocast():
-                    figures = self.prepared.objective.held_out(self.held_out)
-                self._log(stepped.step, {f"held_out/{key}": value for key, value in figures.items()})
             with self.accelerator.autocast():
+                if self.held_out:
+                    figures = self.prepared.objective.held_out(self.held_out)
+                    self._log(stepped.step, {f"held_out/{key}": value for key, value in figures.items()})
                 self._draw(stepped.step)
             figure = figures.get(self.prepared.objective.best, math.inf)
             better = figure < self.best
             if better:
                 self.best = figure
                 self._save_model("best", stepped.step, figures)
-                with staged_file(self.out / "best.json") as path:
-                    path.write_text(json.dumps({"step": stepped.step, "figure": figure}))
+                write_mark(self.out / "best.json", {"step": stepped.step, "figure": figure})
         shown = " ".join(f"{key} {value:.4g}" for key, value in figures.items() if not key.startswith("loss_t"))
-        return Message(f"held out at step {stepped.step}: {shown}{' (best so far)' if better else ''}")
+        return Message(f"held out at step {stepped.step}: {shown or 'nothing'}{' (best so far)' if better else ''}")
 
     def _draw(self, step: int) -> None:
-        model, batch = self.prepared.model, self.held_out[0] if self.held_out else self.prepared.images.batch(range(HELD_OUT_BATCH))
+        model, images = self.prepared.model, self.prepared.images
+        batch = self.held_out[0] if self.held_out else images.batch(range(min(HELD_OUT_BATCH, len(images))))
         if isinstance(model, LatentDiffusion):
             assert isinstance(self.recipe, DiffusionRecipe)
             grid = sample_grid(model, self.recipe, batch)
@@ -261,22 +240,23 @@ class _Run:
         card = model_card(self.recipe, step, figures, self.request.data)
         save_folder(self.out / name, self.prepared.model, self.recipe, card)
 
-    def _finish(self, stepped: Stepped) -> Iterator[Message]:
+    def _end(self, stepped: Stepped) -> Iterator[Message]:
         """The model folder of the last averaged weights; first stages get their latent statistics, the best one its own."""
+        yield self._evaluate(stepped)
         with stepped.state.averaged():
             if isinstance(self.prepared.model, FirstStage):
                 yield Message("computing latent statistics over the training images")
-                _set_statistics(self.prepared.model, self.prepared)
+                self._set_statistics(self.prepared.model)
             self._save_model("model", stepped.step, {})
-        if isinstance(self.prepared.model, FirstStage) and (self.out / "best").exists():
+        if isinstance(self.prepared.model, FirstStage) and is_model_folder(self.out / "best"):
             best, recipe = load_folder(self.out / "best")
             assert isinstance(best, FirstStage)
-            _set_statistics(best, self.prepared)
-            save_folder(self.out / "best", best, recipe, (self.out / "best" / "README.md").read_text())
+            self._set_statistics(best.to(self.accelerator.device))
+            save_folder(self.out / "best", best, recipe, (self.out / "best" / "README.md").read_text(encoding="utf-8"))
+        write_mark(self.out / "last.json", {"step": stepped.step})
         done = stepped.step >= self.recipe.train.steps
         yield Message(f"model written to {self.out / 'model'}" + ("" if done else "; the same command goes on from here"))
 
-
-def _set_statistics(first_stage: FirstStage, prepared: Prepared) -> None:
-    images = ImageDataset(prepared.images.source, prepared.recipe.data.whole())
-    first_stage.set_statistics(*latent_statistics(first_stage, images.batches(64)))
+    def _set_statistics(self, first_stage: FirstStage) -> None:
+        images = ImageDataset(self.prepared.images.source, self.recipe.data.whole(), budget=0)
+        first_stage.set_statistics(*latent_statistics(first_stage, images.batches(64)))

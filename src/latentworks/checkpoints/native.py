@@ -22,26 +22,39 @@ KEEP = 2
 """Training states kept: the newest, and the one before it to fall back to."""
 
 
-def save_folder(folder: Path, model: FirstStage | LatentDiffusion, recipe: Recipe, card: str = "", dtype: torch.dtype | None = None) -> None:
+def save_folder(
+    folder: Path, model: FirstStage | LatentDiffusion, recipe: Recipe, card: str = "", dtype: torch.dtype | None = None
+) -> None:
     """Write a model folder: recipe.json, model.safetensors, conditioners/I/FILE, README.md.
 
     ``dtype`` (e.g. float16) shrinks the weights but not the latent statistics. Raises: ValueError if it cannot be written.
     """
     with staged(folder, replace=True) as path:
         tensors = {key: _as(value, None if key.endswith(("mean", "std")) else dtype) for key, value in model.state_dict().items()}
-        save_file(tensors, path / "model.safetensors", metadata={"format": "latentworks"})
+        save_file(_unshared(tensors), path / "model.safetensors", metadata={"format": "latentworks"})
         recipe.save(path / "recipe.json")
         for index, conditioner in enumerate(model.conditioners if isinstance(model, LatentDiffusion) else ()):
             for name, text in conditioner.assets().items():  # type: ignore[operator]
                 target = path / "conditioners" / str(index) / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_text(text)
+                target.write_text(text, encoding="utf-8")
         if card:
-            (path / "README.md").write_text(card)
+            (path / "README.md").write_text(card, encoding="utf-8")
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, and copied where two names mean one weight (encoders with tied embeddings), which safetensors refuses to write."""
+    seen: set[int] = set()
+    out = {}
+    for key, value in tensors.items():
+        value = value.cpu()
+        out[key] = value.clone() if value.untyped_storage().data_ptr() in seen else value
+        seen.add(value.untyped_storage().data_ptr())
+    return out
 
 
 def _as(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    value = value.detach().cpu()
+    value = value.detach()
     return (value.to(dtype) if dtype is not None and value.is_floating_point() else value).contiguous()
 
 
@@ -55,9 +68,7 @@ def load_folder(folder: Path) -> tuple[FirstStage | LatentDiffusion, Recipe]:
     if not is_model_folder(folder):
         raise ValueError(f"{folder} is no model folder: it must hold recipe.json and model.safetensors")
     recipe = read_recipe(folder / "recipe.json")
-    names = sorted((folder / "conditioners").glob("*"), key=lambda path: int(path.name)) if (folder / "conditioners").is_dir() else []
-    assets = {int(path.name): {file.name: file.read_text() for file in path.iterdir()} for path in names}
-    model = build_model(recipe, assets)
+    model = build_model(recipe, _assets(folder))
     try:
         tensors = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
@@ -69,30 +80,50 @@ def load_folder(folder: Path) -> tuple[FirstStage | LatentDiffusion, Recipe]:
     return model.eval(), recipe
 
 
+def _assets(folder: Path) -> dict[int, dict[str, str]]:
+    """The conditioners' files. Raises: ValueError naming one that is no JSON, all there is."""
+    assets: dict[int, dict[str, str]] = {}
+    for file in sorted(folder.glob("conditioners/*/*.json")):
+        try:
+            text = file.read_text(encoding="utf-8")
+            json.loads(text)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{file} cannot be read ({error}); copy or train the model again") from None
+        if file.parent.name.isdecimal():
+            assets.setdefault(int(file.parent.name), {})[file.name] = text
+    return assets
+
+
 def save_state(run: Path, step: int, tensors: Mapping[str, Tensor]) -> Path:
-    """Write a training state as RUN/checkpoints/step-N, manifest last, and remove all but the newest `KEEP`."""
+    """Write a training state as RUN/checkpoints/step-N, manifest last; kept are the newest `KEEP` up to this one.
+
+    Later ones belong to a run that was given up, and what a killed save left behind is of no use either.
+    """
     folder = run / "checkpoints" / f"step-{step:09d}"
     with staged(folder, replace=True) as path:
-        save_file({key: value.cpu() for key, value in tensors.items()}, path / "state.safetensors")
+        save_file(_unshared(tensors), path / "state.safetensors")
         size = (path / "state.safetensors").stat().st_size
         (path / "manifest.json").write_text(json.dumps({"step": step, "size": size, "blake2b": _digest(path / "state.safetensors")}))
-    for older in _states(run)[:-KEEP]:
-        shutil.rmtree(older, ignore_errors=True)
+    kept = [state for state in _states(run) if state.name <= folder.name][-KEEP:]
+    for other in (*_states(run), *folder.parent.glob(".step-*")):
+        if other not in kept:
+            shutil.rmtree(other, ignore_errors=True)
     return folder
 
 
 def load_newest_state(run: Path) -> tuple[dict[str, Tensor] | None, list[str]]:
-    """The newest state whose manifest agrees with its file, and a line for each newer one that was passed over. None if there is none."""
-    complaints = []
+    """The newest state whose manifest agrees with its file (None if there is none), and a line for each newer one, which is removed."""
+    complaints: list[str] = []
     for folder in reversed(_states(run)):
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
             file = folder / "state.safetensors"
             if file.stat().st_size == manifest["size"] and _digest(file) == manifest["blake2b"]:
                 return load_file(file), complaints
-            complaints.append(f"{folder.name} is damaged, going back to the save before it")
-        except (OSError, ValueError, KeyError, SafetensorError):
-            complaints.append(f"{folder.name} is incomplete, going back to the save before it")
+            complaints.append(f"{folder.name} is damaged and removed, going back to the save before it")
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            complaints.append(f"{folder.name} is incomplete and removed, going back to the save before it")
+        shutil.rmtree(folder, ignore_errors=True)  # else it would count as one of the kept
     return None, complaints
 
 

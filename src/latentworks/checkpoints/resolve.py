@@ -28,5 +28,7 @@ def resolve_model(name: Path | str) -> Path:
     if str(name) in models:
         return models[str(name)]
     if path.is_dir():
-        raise ValueError(f"{path} holds no model: a model folder has recipe.json and model.safetensors; a run gets one when it stops or ends")
-    raise ValueError(f"no model {str(name)!r}: no such folder, and the bundled models are {', '.join(models) or 'none'} ({nearest(str(name), list(models))})")
+        way_out = "a model folder has recipe.json and model.safetensors; a run gets one when it stops or ends"
+        raise ValueError(f"{path} holds no model: {way_out}")
+    known = f"bundled: {nearest(str(name), list(models))}" if models else "and no model is bundled"
+    raise ValueError(f"no model {str(name)!r}: no such folder, {known}")

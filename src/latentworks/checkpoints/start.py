@@ -1,5 +1,7 @@
 """Fine-tuning: a model starts from another one's weights, new input channels from zero."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -12,33 +14,49 @@ __all__ = ["start_from"]
 
 @torch.no_grad()
 def start_from(model: FirstStage | LatentDiffusion, other: FirstStage | LatentDiffusion, recipe: Recipe) -> list[str]:
-    """Copy ``other``'s weights into ``model``, in place; a line for each thing that is not simply copied.
+    """Copy ``other``'s weights (``recipe`` is its own) into ``model``, in place; a line for each thing that is not simply copied.
 
-    Input channels of the UNet that ``other`` lacks start at zero, so that the new condition is at first without effect. The first stage of
-    a latent diffusion model is the one it was built with. Raises: ValueError naming every other mismatch.
+    Input channels of the UNet that ``other`` lacks start at zero, so that the new condition is at first without effect. A conditioner that
+    only one of them has starts at random, or is left out. The first stage of a latent diffusion model is the one it was built with.
+    Raises: ValueError naming every other mismatch, before anything is copied.
     """
     if isinstance(model, LatentDiffusion) != isinstance(other, LatentDiffusion):
         raise ValueError(f"--from: {recipe.name} is a {recipe.kind} model, but another kind is to be trained: give one of the same kind")
-    own, given = model.state_dict(), other.state_dict()
     skip = "first_stage." if isinstance(model, LatentDiffusion) else ("mean", "std")
-    names = [name for name in own if not name.startswith(skip)]
-    notes, wrong = [], []
-    for name in names:
-        source = given.get(name)
-        if source is None:
-            notes.append(f"{name} is new and starts at random")
-        elif source.shape == own[name].shape:
-            own[name].copy_(source)
-        elif name == "unet.conv_in.weight" and _wider(own[name], source):
-            own[name].zero_()
-            own[name][:, : source.shape[1]] = source
-            notes.append(f"{own[name].shape[1] - source.shape[1]} new input channels start at zero")
+    own, given = ({key: value for key, value in m.state_dict().items() if not key.startswith(skip)} for m in (model, other))
+    new, unused = _conditioners(own) - _conditioners(given), _conditioners(given) - _conditioners(own)
+    wrong = [f"{key} is missing in it" for key in own.keys() - given.keys() if _conditioner(key) not in new]
+    wrong += [f"{key} has no place here" for key in given.keys() - own.keys() if _conditioner(key) not in unused]
+    shared = [key for key in own if key in given]
+    wrong += [f"{key} {_shape(given[key])} instead of {_shape(own[key])}" for key in shared if not _fits(key, own[key], given[key])]
+    if wrong:
+        named = "; ".join(sorted(wrong)[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise ValueError(f"--from: {recipe.name} does not fit this recipe: {named}; use the settings it was trained with")
+    notes = [f"{name} is new and starts at random" for name in sorted(new)] + [f"{name} is left out" for name in sorted(unused)]
+    for key in shared:
+        if own[key].shape != given[key].shape:
+            notes.append(f"{own[key].shape[1] - given[key].shape[1]} new input channels start at zero")
+            own[key].zero_()
+            own[key][:, : given[key].shape[1]] = given[key]
         else:
-            wrong.append(f"{name} {tuple(source.shape)} instead of {tuple(own[name].shape)}")
-    if wrong or len(notes) > len(names) // 2:
-        raise ValueError(f"--from: {recipe.name} does not fit this recipe: {'; '.join((wrong or notes)[:5])}; use the settings it was trained with")
+            own[key].copy_(given[key])
     return notes
 
 
-def _wider(own: Tensor, source: Tensor) -> bool:
-    return own.shape[1] > source.shape[1] and own.shape[0] == source.shape[0] and own.shape[2:] == source.shape[2:]
+def _conditioner(key: str) -> str:
+    """ "conditioners.0" of all its weights; "" for anything else."""
+    return ".".join(key.split(".")[:2]) if key.startswith("conditioners.") else ""
+
+
+def _conditioners(keys: Collection[str]) -> set[str]:
+    return {_conditioner(key) for key in keys} - {""}
+
+
+def _fits(key: str, own: Tensor, given: Tensor) -> bool:
+    """Whether a weight can be taken: of the same shape, or the UNet's first convolution with fewer input channels."""
+    wider = key == "unet.conv_in.weight" and own.shape[1] > given.shape[1] and own.shape[0] == given.shape[0]
+    return own.shape == given.shape or wider
+
+
+def _shape(value: Tensor) -> str:
+    return "x".join(map(str, value.shape))

@@ -11,7 +11,7 @@ __all__ = ["encode", "train"]
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (see `lw info`) or a .json/.yaml file.")],
     data: Annotated[Path, typer.Option(help="Folder of images.")],
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE. If it holds a run of this recipe, that is resumed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE. A run of this recipe in it is resumed.")] = None,
     first_stage: Annotated[Path | None, typer.Option(help="Trained first stage: a run or model folder. Latent models need one.")] = None,
     from_model: Annotated[Path | None, typer.Option("--from", help="Fine-tune this model: start from its weights.")] = None,
     for_: Annotated[str | None, typer.Option("--for", help="Stop after this time, e.g. 110m; run the command again to go on.")] = None,

@@ -110,6 +110,7 @@ class LatentDataset:
         """
         if self.text_features is not None:
             yield from self.text_features.fill()
+        self._raw = self._raw if self._raw is not None else self._open()  # another process may have filled it
         if self._raw is not None:
             return
         total = len(self) * self.variants

@@ -41,6 +41,7 @@ class TextFeatures:
 
     def fill(self) -> Iterator[Progress]:
         """Encode what is not stored yet. Raises: ValueError naming the folder when it cannot be written; nothing is left there then."""
+        self._features = self._features if self._features is not None else self._open()  # another process may have filled it
         if self.ready:
             return
         with staged(self.folder, replace=True) as path:
