@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
@@ -25,6 +26,12 @@ def golden() -> Path:
     if not path.is_dir():
         pytest.skip(f"no reference numbers at {path}; set LATENTWORKS_GOLDEN")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator() -> None:
+    """accelerate keeps one precision for the whole program: no test inherits that of another."""
+    AcceleratorState._reset_state()
 
 
 @pytest.hookimpl(wrapper=True)
