@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 FEWER = {"-n": "8", "--bootstrap": "2"}  # of what `lw evaluate` draws; the last of two equal options counts
+FOLDERS = ("src", "benchmarks", "examples", "reproduction")
 EVERY = 64  # one emoji of so many is drawn
 
 
@@ -132,7 +133,7 @@ def test_every_example_runs(path, workshop, monkeypatch):
 
 
 def test_the_file_tree_is_complete():
-    """One line for each file of the package, of benchmarks/ and of examples/, in no other place than its own."""
+    """One line for each Python file that is not a test, in no other place than its own."""
     (tree,) = (text for kind, text in BLOCKS if kind == "text")
     listed, parents = [], []
     for line in tree.splitlines():
@@ -141,5 +142,5 @@ def test_the_file_tree_is_complete():
         if name.endswith(".py"):
             assert what, f"{name} has no description"
             listed.append("".join(parents))
-    files = [path for folder in ("src", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py") if path.read_text()]
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if path.read_text()]
     assert sorted(listed) == sorted(path.relative_to(ROOT).as_posix() for path in files)

@@ -34,7 +34,7 @@ class KLAutoencoder(FirstStage):
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.embedding, 1)
         self.post_quant_conv = nn.Conv2d(config.embedding, config.latent_channels, 1)
         with torch.no_grad():  # the weak regulariser lets posteriors become sharp; starting at deviation 1, latents drown in noise for long
-            self.quant_conv.bias[config.embedding :] = SHARP
+            cast(Tensor, self.quant_conv.bias)[config.embedding :] = SHARP
 
     def encode_raw(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b r h w"]:
         """Moments of the posterior, float32. Raises: ValueError for a size f does not divide."""
