@@ -81,9 +81,12 @@ def test_first_stage_downsampling_pads_right_and_below_the_unets_all_round():
     torch.testing.assert_close(Downsample(2, "around", conv=False)(Upsample(2, conv=False)(x)), x)
 
 
+@pytest.mark.parametrize("pixels", [False, True])
 @pytest.mark.parametrize("needs_grad", [False, True])
-def test_attend_equals_the_formula_on_both_kernels(needs_grad):
+def test_attend_equals_the_formula_on_both_kernels(needs_grad, pixels):
     q, k, v = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4)
+    if pixels:  # whose channels come first in memory
+        q, k, v = (x.mT.contiguous().mT for x in (q, k, v))
     expected = torch.einsum("bhlm,bhmd->bhld", (torch.einsum("bhld,bhmd->bhlm", q, k) * 0.3).softmax(-1), v)
     torch.testing.assert_close(attend(q.requires_grad_(needs_grad), k, v, 0.3), expected)
 

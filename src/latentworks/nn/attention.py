@@ -25,8 +25,9 @@ def attend(q: Float[Tensor, "b h l d"], k: Float[Tensor, "b h m d"], v: Float[Te
     b, h = q.shape[:2]
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (b h) l d
     weights = torch.bmm(q * scale, k.transpose(1, 2)).softmax(dim=-1).to(v.dtype)
-    # Computed as b d l, the order in which pixels lie in an image, so that what follows finds them contiguous
-    return torch.bmm(v.transpose(1, 2), weights.transpose(1, 2)).transpose(1, 2).unflatten(0, (b, h))
+    if v.dtype == torch.float32 and v.stride(-1) != 1:  # pixels, channels first: in float32 multiplied as the authors do, see `swish`
+        return torch.bmm(v.transpose(1, 2), weights.transpose(1, 2)).transpose(1, 2).view(b, h, *q.shape[1:])
+    return torch.bmm(weights, v).view(b, h, *q.shape[1:])
 
 
 class AttnBlock(nn.Module):
@@ -76,7 +77,8 @@ class AttentionBlock(nn.Module):
         """Same shape. ``context`` is not used: it lets both kinds of attention be called alike."""
         flat = x.flatten(2)
         q, k, v = rearrange(self.qkv(self.norm(flat)), "b (h qkv d) l -> qkv b h l d", h=self.heads, qkv=3)
-        h = rearrange(attend(q, k, v, q.shape[-1] ** -0.5), "b h l d -> b (h d) l")
+        scale = q.shape[-1] ** -0.25  # on both sides, as the authors' code has it: the same number, otherwise rounded
+        h = rearrange(attend(q * scale, k * scale, v, 1.0), "b h l d -> b (h d) l")
         out: Tensor = (flat + self.proj_out(h)).view_as(x)
         return out
 

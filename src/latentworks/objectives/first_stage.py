@@ -24,9 +24,9 @@ __all__ = ["FirstStageObjective", "FirstStageObjectiveConfig", "adaptive_weight"
 class FirstStageObjectiveConfig(Config):
     """The paper's constants are the defaults.
 
-    ``reduction``: the authors sum the reconstruction over c, h, w for KL and average it for VQ, which sets the regulariser's relative weight.
+    ``reduction``: the authors sum the reconstruction over c, h, w for KL and average it for VQ: it sets the regulariser's relative weight.
     ``regulariser_weight``: 1e-6 for KL (on the sum), 1 for VQ. ``discriminator_start``: the fraction of the run at which the autoencoder
-    begins to see the discriminator, which by then has trained alone for ``discriminator_warmup`` of the run. ``adversarial_weight`` 0: no GAN.
+    begins to see the discriminator, which has trained alone for ``discriminator_warmup`` of the run. ``adversarial_weight`` 0: no GAN.
     ``second_forward``: the authors' loop runs the autoencoder again before the discriminator's step; we reuse the first forward.
     ``restart_dead_after``: VQ codes unused for so many steps restart from encoder outputs; 0: never.
     """
@@ -47,19 +47,19 @@ class FirstStageObjectiveConfig(Config):
     restart_dead_after: int = Field(0, ge=0)
 
 
-def adaptive_weight(nll: Tensor, adversarial: Tensor, image: Tensor, last_layer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def adaptive_weight(nll: Tensor, adversarial: Tensor, image: Tensor, last_layer: Tensor) -> tuple[Tensor, Tensor]:
     """The weight that makes both losses pull equally on the last layer: ||d nll|| / (||d adversarial|| + 1e-4), at most 1e4.
 
-    Also gives both gradients at the image, so that the caller need not walk the perceptual network and the discriminator again.
+    Also gives the gradient of nll at the image and frees the graph between them: the caller need not walk the perceptual network again.
     Source: taming-transformers, VQLPIPSWithDiscriminator.calculate_adaptive_weight.
     """
-    (rec,) = torch.autograd.grad(nll, image)
-    (adv,) = torch.autograd.grad(adversarial, image)
+    (from_nll,) = torch.autograd.grad(nll, image)
+    (from_adversarial,) = torch.autograd.grad(adversarial, image, retain_graph=True)
     norms = []
-    for gradient in (rec, adv):
+    for gradient in (from_nll, from_adversarial):
         (at_layer,) = torch.autograd.grad(image, last_layer, gradient, retain_graph=True)
         norms.append(mean_over_processes(at_layer).norm())
-    return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach(), rec, adv
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach(), from_nll
 
 
 class FirstStageObjective(Objective):
@@ -85,8 +85,8 @@ class FirstStageObjective(Objective):
         if self.discriminator is not None:
             if not 0 <= config.discriminator_start < 1:
                 raise ValueError(
-                    f"objective.discriminator_start = {config.discriminator_start} is a fraction of the run: at 1 or more the discriminator "
-                    "never starts; use e.g. 0.5, or adversarial_weight = 0 for no discriminator"
+                    f"objective.discriminator_start = {config.discriminator_start} is a fraction of the run: at 1 or more the "
+                    "discriminator never starts; use e.g. 0.5, or adversarial_weight = 0 for no discriminator"
                 )
             self.modules["discriminator"] = self.discriminator
         self.adversarial_from = round(config.discriminator_start * steps)
@@ -100,9 +100,8 @@ class FirstStageObjective(Objective):
         yield self._autoencoder(x, reconstruction, step)
         if self.discriminator is None or step < self.discriminator_from:
             return
-        if self.config.second_forward:
-            with torch.no_grad():
-                reconstruction = forward(x, self.noise("posterior again", step, batch))
+        if self.config.second_forward:  # not under no_grad, where attention takes a kernel that rounds otherwise
+            reconstruction = self.first_stage(x, self.noise("posterior again", step, batch))
         yield self._discriminator(x, reconstruction.image.detach().float())
 
     def _nll(self, x: Tensor, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -123,15 +122,17 @@ class FirstStageObjective(Objective):
         image = reconstruction.image.float()
         regulariser = reconstruction.regulariser.float()
         nll, log = self._nll(x, image)
-        total = nll + self.config.regulariser_weight * regulariser
+        regularisation = self.config.regulariser_weight * regulariser
+        total = nll + regularisation
         log |= {"nll": nll.detach(), "regulariser": regulariser.detach()}
         if self.discriminator is not None and step >= self.adversarial_from:
+            self.discriminator.requires_grad_(False)  # while the graph is built: this loss trains the autoencoder alone
             adversarial = -self.discriminator(image).float().mean()
-            weight, d_rec, d_adv = adaptive_weight(nll, adversarial, image, self.first_stage.last_layer)
+            self.discriminator.requires_grad_(True)
+            weight, from_nll = adaptive_weight(nll, adversarial, image, self.first_stage.last_layer)
             weight = weight * self.config.adversarial_weight
-            # Both gradients at the image are known: this scalar has their weighted sum as its gradient, without a second walk
-            surrogate = (image * (d_rec + weight * d_adv)).sum() + self.config.regulariser_weight * regulariser
-            total = (total + weight * adversarial).detach() + surrogate - surrogate.detach()
+            known = (image * from_nll).sum()  # has the gradient of nll, known by now
+            total = known + (nll - known).detach() + regularisation + weight * adversarial
             log |= {"adversarial": adversarial.detach(), "adversarial_weight": weight}
         return Loss(total, ("first_stage",), {"loss": total.detach(), **log})
 
