@@ -101,8 +101,12 @@ def parse_recipe(values: dict[str, Any]) -> Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """A recipe from JSON or YAML. Raises: ValueError."""
-    return parse_recipe(read_mapping(path))
+    """A recipe from JSON or YAML. Raises: ValueError naming the file."""
+    values = read_mapping(path)
+    try:
+        return parse_recipe(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def build_diffusion(recipe: DiffusionRecipe, first_stage: FirstStage, conditioners: Sequence[Conditioner]) -> LatentDiffusion:

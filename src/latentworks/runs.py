@@ -165,8 +165,9 @@ class _Run:
             for key, value in last.log.items():
                 figures[key].append(value)
             if last.step % every.log == 0 or last.step == self.recipe.train.steps:
-                means = {key: float(torch.stack(values).mean()) for key, values in figures.items()}
-                yield self._progress(last.step, means, last.step - shown, time.monotonic() - since)
+                means = mean_over_processes(torch.stack([torch.stack(values).float().mean() for values in figures.values()])).tolist()
+                shared = dict(zip(figures, means, strict=True))
+                yield self._progress(last.step, shared, last.step - shown, time.monotonic() - since)
                 figures.clear()
                 shown, since = last.step, time.monotonic()
             if last.step == self.recipe.train.steps or self._agreed(bool(stopped) or self._out_of_time()):

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -52,7 +52,8 @@ def staged_file(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise _refusal(path, error) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # also where its folder could not be made
+            temporary.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

@@ -25,12 +25,12 @@ def start_from(model: FirstStage | LatentDiffusion, other: FirstStage | LatentDi
     skip = "first_stage." if isinstance(model, LatentDiffusion) else ("mean", "std")
     own, given = ({key: value for key, value in m.state_dict().items() if not key.startswith(skip)} for m in (model, other))
     new, unused = _conditioners(own) - _conditioners(given), _conditioners(given) - _conditioners(own)
-    wrong = [f"{key} is missing in it" for key in own.keys() - given.keys() if _conditioner(key) not in new]
-    wrong += [f"{key} has no place here" for key in given.keys() - own.keys() if _conditioner(key) not in unused]
     shared = [key for key in own if key in given]
-    wrong += [f"{key} {_shape(given[key])} instead of {_shape(own[key])}" for key in shared if not _fits(key, own[key], given[key])]
+    wrong = [f"{key} {_shape(given[key])} instead of {_shape(own[key])}" for key in shared if not _fits(key, own[key], given[key])]
+    wrong += [f"{key} is missing in it" for key in own if key not in given and _conditioner(key) not in new]
+    wrong += [f"{key} has no place here" for key in given if key not in own and _conditioner(key) not in unused]
     if wrong:
-        named = "; ".join(sorted(wrong)[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        named = "; ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise ValueError(f"--from: {recipe.name} does not fit this recipe: {named}; use the settings it was trained with")
     notes = [f"{name} is new and starts at random" for name in sorted(new)] + [f"{name} is left out" for name in sorted(unused)]
     for key in shared:

@@ -1,5 +1,6 @@
 """`lw info` and `lw doctor`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ def info(
     """
     from latentworks.checkpoints.native import load_folder
     from latentworks.checkpoints.resolve import bundled, resolve_model
+    from latentworks.config import nearest
     from latentworks.recipes import RECIPES, get_recipe
 
     if name is None:
@@ -27,8 +29,10 @@ def info(
     try:
         folder = resolve_model(name)
     except ValueError:
-        if name not in RECIPES:
+        if Path(name).is_dir():
             raise
+        if name not in RECIPES:
+            raise ValueError(f"no model or recipe {name!r}: {nearest(name, [*RECIPES, *bundled()])}") from None
         typer.echo(get_recipe(name).model_dump_json(indent=2))
         return
     model, recipe = load_folder(folder)

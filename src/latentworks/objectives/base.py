@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from latentworks.random import generator
 from latentworks.types import Batch, RandnLike
 
-__all__ = ["Loss", "Noise", "Objective", "keyed_noise", "mean_over_processes"]
+__all__ = ["Loss", "Noise", "Objective", "keyed_noise", "mean_over_processes", "rows_of_processes"]
 
 Noise = Callable[[str, int, Batch], RandnLike]
 """(purpose, step, batch) -> randn_like for that batch."""
@@ -70,4 +70,13 @@ def mean_over_processes(x: Tensor) -> Tensor:
         x = x.clone()
         torch.distributed.all_reduce(x)
         x /= torch.distributed.get_world_size()
+    return x
+
+
+def rows_of_processes(x: Tensor) -> Tensor:
+    """The rows of all processes of a distributed run, in order; the tensor itself otherwise."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, x.contiguous())
+        x = torch.cat(parts)
     return x

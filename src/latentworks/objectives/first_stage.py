@@ -14,7 +14,7 @@ from latentworks.first_stage.base import FirstStage, Reconstruction
 from latentworks.first_stage.vq import VQAutoencoder
 from latentworks.nn.discriminator import DiscriminatorConfig
 from latentworks.nn.perceptual import EfficientNetPerceptualConfig, PerceptualConfig
-from latentworks.objectives.base import Loss, Noise, Objective, keyed_noise, mean_over_processes
+from latentworks.objectives.base import Loss, Noise, Objective, keyed_noise, mean_over_processes, rows_of_processes
 from latentworks.random import generator
 from latentworks.types import Batch
 
@@ -151,9 +151,13 @@ class FirstStageObjective(Objective):
     def after_step(self, step: int, batch: Batch) -> None:
         """VQ: every ``restart_dead_after`` steps codes that were not used since the last time restart from this batch's encodings."""
         every = self.config.restart_dead_after
-        if not every or not isinstance(self.first_stage, VQAutoencoder) or (step + 1) % every:
+        if not every or not isinstance(self.first_stage, VQAutoencoder):
             return
-        self.first_stage.quantizer.restart_dead(self.first_stage.encode_raw(batch["image"]), generator(self.seed, "restart", step))
+        quantizer = self.first_stage.quantizer
+        quantizer.counts.copy_(mean_over_processes(quantizer.counts))
+        if (step + 1) % every == 0:
+            z = rows_of_processes(self.first_stage.encode_raw(batch["image"]))
+            quantizer.restart_dead(z, generator(self.seed, "restart", step))
 
     @torch.no_grad()
     def held_out(self, batches: Sequence[Batch]) -> dict[str, float]:
