@@ -1,0 +1,133 @@
+"""From a recipe and a folder to a run: what the data fills in, what is refused before anything is written, and where fine-tuning starts."""
+
+import pytest
+import torch
+
+from latentworks.checkpoints.native import load_folder, save_folder
+from latentworks.preparation import RunRequest, prepare
+from toys import ae, diffusion_model, first_stage_folder, image_folder, ldm
+
+
+@pytest.fixture
+def data(tmp_path):
+    return image_folder(tmp_path / "data", captions=True)
+
+
+@pytest.fixture
+def stage(tmp_path):
+    return first_stage_folder(tmp_path / "stage")
+
+
+def weights(model):
+    return {key: value for key, value in model.state_dict().items() if not key.startswith(("mean", "std"))}
+
+
+def test_the_data_completes_a_recipe(tmp_path, stage):
+    classes = image_folder(tmp_path / "classes", classes=3)
+    prepared = prepare(RunRequest(ldm(name="class-64"), classes, tmp_path / "run", first_stage=stage))
+    assert prepared.recipe.data.channels == 3
+    assert prepared.recipe.conditioners[0].classes == 3
+    assert prepared.recipe.conditioners[0].names == ("class0", "class1", "class2")
+    assert prepared.recipe.first_stage == load_folder(stage)[1].first_stage
+    assert prepared.latents is not None
+    assert not prepared.latents.ready
+    assert len(prepared.held_out) + len(prepared.images) == 24
+    assert prepared.held_out.preprocess.crop_size is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["classes", "stage"], "nothing is written yet"
+
+
+def test_a_seed_makes_the_same_model_and_leaves_the_world_alone(data, tmp_path):
+    before = torch.get_rng_state()
+    first, second, third = (prepare(RunRequest(ae(f"train.seed={seed}"), data, tmp_path / "run")).model for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True))
+    assert not torch.equal(first.encoder.conv_in.weight, third.encoder.conv_in.weight)
+
+
+REFUSED = {
+    "no folder": (ae, "nowhere", {}, "nowhere does not exist; give a folder of images"),
+    "no first stage": (ldm, "data", {}, "--first-stage: openmoji-64 is trained in the latent space of a first stage"),
+    "no statistics": (ldm, "data", {"first_stage": "raw"}, "raw has no latent statistics: let its training end"),
+    "first stage not there": (ldm, "data", {"first_stage": "nothing"}, "no model '.*nothing': no such folder"),
+    "no captions": (ldm, "classes", {"first_stage": "stage"}, "has no train image with a caption; add .txt files"),
+    "no classes": (lambda: ldm(name="class-64"), "data", {"first_stage": "stage"}, "has no classes: give one sub-folder for each class"),
+    "size": (lambda: ldm("data.size=18"), "data", {"first_stage": "stage"}, "data.size: 18 is not divisible by 4, .*: use 16 or 20"),
+    "crop": (lambda: ae("data.crop_size=15"), "data", {}, "data.crop_size: 15 is not divisible by 2, .*: use 14 or 16"),
+    "whole": (lambda: ae("data.size=21"), "data", {}, "data.size: 21 is not divisible by 2"),
+    "channels": (ldm, "grey", {"first_stage": "stage"}, "--first-stage: .* was trained on images of 3 channels, these have 1"),
+    "discriminator": (
+        lambda: ae("objective.discriminator.layers=3"),
+        "data",
+        {},
+        "layers: 3 halvings need 24 pixels a side, the images have 16",
+    ),
+    "never starts": (lambda: ae("objective.discriminator_start=1.5"), "data", {}, "discriminator_start = 1.5 is a fraction of the run"),
+    "identity": (lambda: ae("first_stage={kind: identity}"), "data", {}, "first_stage.kind: an identity has nothing to train"),
+    "vocabulary": (
+        lambda: ldm("conditioners.0.vocabulary=99"),
+        "data",
+        {"first_stage": "stage"},
+        "vocabulary: 99 cannot hold the 256 bytes",
+    ),
+    "from another kind": (ae, "data", {"from_model": "ldm"}, "--from: openmoji-64 is a latent_diffusion model, but another kind"),
+    "from another width": (
+        lambda: ae("first_stage.channels=32"),
+        "data",
+        {"from_model": "stage"},
+        "--from: openmoji-64-ae does not fit this recipe",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_work_is_refused_before_anything_is_written(case, data, stage, tmp_path):
+    recipe, folder, request, message = REFUSED[case]
+    image_folder(tmp_path / "classes", classes=1)
+    image_folder(tmp_path / "grey", channels=1, captions=True)
+    first_stage_folder(tmp_path / "raw", statistics=False)
+    save_folder(tmp_path / "ldm", *diffusion_model())
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(ValueError, match=message) as error:
+        prepare(RunRequest(recipe(), tmp_path / folder, tmp_path / "run", **{key: tmp_path / name for key, name in request.items()}))
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_fine_tuning_starts_from_the_same_weights(data, stage, tmp_path):
+    model, recipe = diffusion_model(statistics=(0.2, 0.7))
+    save_folder(tmp_path / "ldm", model, recipe)
+    prepared = prepare(RunRequest(ldm(), data, tmp_path / "run", from_model=tmp_path / "ldm"))
+    assert prepared.notes == []
+    ours, theirs = prepared.model.state_dict(), model.state_dict()
+    assert [key for key in ours | theirs if not torch.equal(ours[key], theirs[key])] == [], "its first stage and statistics too"
+    assert prepared.model.conditioners[0].tokenizer.to_str() == model.conditioners[0].tokenizer.to_str(), "words keep their tokens"
+
+    other = first_stage_folder(tmp_path / "other", "train.seed=1")
+    stranger, its = load_folder(other)
+    torch.nn.init.normal_(stranger.encoder.conv_in.weight)
+    save_folder(other, stranger, its)
+    prepared = prepare(RunRequest(ldm(), data, tmp_path / "run", first_stage=other, from_model=tmp_path / "ldm"))
+    assert any("is not the one" in note for note in prepared.notes)
+    assert torch.equal(prepared.model.unet.conv_in.weight, model.unet.conv_in.weight)
+    assert torch.equal(prepared.model.first_stage.encoder.conv_in.weight, stranger.encoder.conv_in.weight)
+
+
+def test_a_first_stage_fine_tunes_a_first_stage(data, stage, tmp_path):
+    prepared = prepare(RunRequest(ae(), data, tmp_path / "run", from_model=stage))
+    ours, theirs = weights(prepared.model), weights(load_folder(stage)[0])
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert not prepared.model.normalised, "its statistics are those of other weights"
+
+
+def test_cached_equals_uncached(data, stage, tmp_path):
+    prepared = prepare(RunRequest(ldm("train.precision=float32", "conditioners.0.dropout=0.3"), data, tmp_path / "run", first_stage=stage))
+    list(prepared.latents.fill())
+    torch.nn.init.normal_(prepared.model.unet.conv_out.weight, std=0.1)  # it starts at zero
+    for step in range(3):
+        indices = prepared.images.indices_for(step, 6)
+        assert indices == prepared.latents.indices_for(step, 6)
+        cached, images = (source.batch(indices, step) for source in (prepared.latents, prepared.images))
+        assert "raw" in cached
+        assert "raw" not in images
+        ours, theirs = (next(prepared.objective.losses(batch, step)) for batch in (cached, images))
+        assert float(ours.value) == pytest.approx(float(theirs.value), abs=1e-4, rel=1e-5)
