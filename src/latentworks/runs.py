@@ -34,7 +34,7 @@ from latentworks.preparation import Prepared, RunRequest, prepare
 from latentworks.recipe import DiffusionRecipe
 from latentworks.run_folder import Found, append_figures, open_run, read_mark, write_mark
 from latentworks.train import State, Stepped, make_accelerator, to_device, train
-from latentworks.types import Batch, slice_batch
+from latentworks.types import Batch
 
 __all__ = ["Message", "Progress", "RunRequest", "train_run"]
 
@@ -145,12 +145,10 @@ class _Run:
             for _ in images.load() if latents is None else latents.fill():
                 if stopped:
                     return
-        left = self.recipe.intervals.held_out
-        for batch in held_out.batches(HELD_OUT_BATCH) if held_out is not None else ():
-            self.held_out.append(to_device(slice_batch(batch, 0, left), self.accelerator.device))
-            left -= HELD_OUT_BATCH
-            if left <= 0:
-                break
+        if held_out is not None:  # a mixed handful rather than the first ones, which are often of one kind
+            chosen = held_out.indices_for(0, min(self.recipe.intervals.held_out, len(held_out)))
+            for start in range(0, len(chosen), HELD_OUT_BATCH):
+                self.held_out.append(to_device(held_out.batch(chosen[start : start + HELD_OUT_BATCH]), self.accelerator.device))
         skipped = [*self.data.skipped, *(held_out.skipped if held_out is not None else ())]
         if skipped:
             more = ", ..." if len(skipped) > 10 else ""

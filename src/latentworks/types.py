@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Batch", "Cond", "Denoise", "Gives", "Predict", "RandnLike", "Step", "slice_batch"]
+__all__ = ["Batch", "Cond", "Denoise", "Gives", "Predict", "RandnLike", "Step"]
 
 RandnLike = Callable[[Tensor], Tensor]
 """Standard normal noise of the shape, dtype and device of its argument; where it comes from is the caller's matter."""
@@ -73,8 +73,3 @@ class Step(NamedTuple):
     x: Float[Tensor, "b c h w"]
     x0: Float[Tensor, "b c h w"]
     t: int
-
-
-def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
-    """Samples start..stop of every field."""
-    return {key: value[start:stop] for key, value in batch.items()}  # type: ignore[index,return-value]

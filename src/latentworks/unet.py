@@ -165,10 +165,7 @@ class UNet(nn.Module):
                 attention = self._attention(width) if config.factors[i] in config.attention else None
                 resample: ResBlock | Upsample | None = None
                 if i and block == blocks - 1:
-                    if config.resblock_updown:
-                        resample = self._resnet(width, width, "up")
-                    else:
-                        resample = Upsample(width, config.conv_resample)
+                    resample = self._resnet(width, width, "up") if config.resblock_updown else Upsample(width, config.conv_resample)
                 stages.append(Stage(resnet, attention, resample))
                 now = width
         return stages
