@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latentworks.types import RandnLike
 
-__all__ = ["generator", "randn_by_key", "randn_like_per_image", "seed_of"]
+__all__ = ["generator", "randn_like_per_image", "seed_of"]
 
 
 def seed_of(*key: int | str) -> int:
@@ -19,11 +19,6 @@ def seed_of(*key: int | str) -> int:
 def generator(*key: int | str) -> torch.Generator:
     """A CPU generator that is a pure function of its key, e.g. ``generator(seed, "posterior", step, index)``."""
     return torch.Generator().manual_seed(seed_of(*key))
-
-
-def randn_by_key(shape: Sequence[int], keys: Sequence[tuple[int | str, ...]]) -> Tensor:
-    """Standard normal noise ``b ...``: row i is drawn from ``generator(*keys[i])`` alone. float32, CPU."""
-    return torch.stack([torch.randn(tuple(shape), generator=generator(*key)) for key in keys])
 
 
 def randn_like_per_image(purpose: str, seeds: Sequence[int]) -> RandnLike:

@@ -61,7 +61,7 @@ class Average:
     """Exponential moving average of a module's floating-point parameters; buffers are copied. Decay min(decay, (1 + n) / (10 + n))."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module, self.decay = module, decay
+        self.decay = decay
         self.live = [p for p in module.parameters() if p.requires_grad]
         self.shadow = [p.detach().clone() for p in self.live]
 
