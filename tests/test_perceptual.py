@@ -93,7 +93,7 @@ def test_each_image_is_judged_alone(efficientnet: EfficientNetPerceptual) -> Non
 def test_gray_is_shown_as_rgb_and_four_channels_are_refused(efficientnet: EfficientNetPerceptual) -> None:
     x, y = images(0, 1), images(1, 1)
     assert torch.allclose(efficientnet(x, y), efficientnet(x.repeat(1, 3, 1, 1), y.repeat(1, 3, 1, 1)))
-    with pytest.raises(ValueError, match=r"4: set perceptual\.kind=none"):
+    with pytest.raises(ValueError, match=r"4: set perceptual=\{kind: none\}"):
         efficientnet(images(0, 4), images(1, 4))
 
 
@@ -134,7 +134,7 @@ def test_lpips_equals_its_formula(vgg_file: Path) -> None:
 
 def test_lpips_without_weights_says_where_to_put_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(ValueError, match=r"vgg16-397923af\.pth there, or set perceptual\.kind=efficientnet"):
+    with pytest.raises(ValueError, match=r"vgg16-397923af\.pth there, or set perceptual=\{kind: efficientnet\}"):
         LPIPSPerceptual()
 
 

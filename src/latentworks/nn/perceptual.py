@@ -29,16 +29,22 @@ VGG_LAYERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # its convolution
 
 
 class EfficientNetPerceptualConfig(Config):
+    """``stages``: how many of EfficientNet-Lite1's 7 stages are compared."""
+
     kind: Literal["efficientnet"] = "efficientnet"
     stages: int = Field(default=5, ge=1, le=7)  # 5: the last still 2 x 2 on a 32 px crop; see EfficientNetPerceptual
 
 
 class LPIPSConfig(Config):
+    """LPIPS on VGG16, whose weights must be on this machine."""
+
     kind: Literal["lpips"] = "lpips"
     vgg: Path | None = None  # torchvision's VGG16 weight file; None: the torch hub cache
 
 
 class NoPerceptualConfig(Config):
+    """No perceptual loss."""
+
     kind: Literal["none"] = "none"
 
 
@@ -59,7 +65,7 @@ class Perceptual(nn.Module, ABC):
 
 def _rgb(x: Tensor, kind: str) -> Tensor:
     if x.shape[1] not in (1, 3):
-        raise ValueError(f"perceptual {kind!r} compares images of 1 or 3 channels, these have {x.shape[1]}: set perceptual.kind=none")
+        raise ValueError(f"perceptual {kind!r} compares images of 1 or 3 channels, these have {x.shape[1]}: set perceptual={{kind: none}}")
     return x.expand(-1, 3, -1, -1)
 
 
@@ -102,7 +108,7 @@ class LPIPSPerceptual(Perceptual):
         path = vgg or Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
         if not path.is_file():
             raise ValueError(
-                f"perceptual.vgg: no VGG16 weights at {path}: put torchvision's {VGG_FILE} there, or set perceptual.kind=efficientnet"
+                f"perceptual.vgg: no VGG16 weights at {path}: put torchvision's {VGG_FILE} there, or set perceptual={{kind: efficientnet}}"
             )
         state = _vgg_convolutions(path)
         try:
