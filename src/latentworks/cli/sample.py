@@ -65,7 +65,10 @@ def sample(
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the images; the grid goes beside it.")] = Path("demo"),
 ) -> None:
-    """Draw a captioned grid with the bundled text-to-image model, and each image as a PNG."""
+    """Draw a captioned grid with the bundled text-to-image model, and each image as a PNG.
+
+    Example: lw demo --out demo
+    """
     from latentworks.grids import save_sheet, sheet
     from latentworks.output import save_image
     from latentworks.pipeline import SampleRequest, load, picture
