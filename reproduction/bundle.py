@@ -1,10 +1,11 @@
 """Make a bundled model of a trained one: weights in float16, a card with its measured figures and its licence.
 
-python reproduction/bundle.py runs/openmoji-64 reproduction/first-model/openmoji-64.json
+python reproduction/bundle.py runs/openmoji-64 reproduction/first-model/openmoji-64.json openmoji
 """
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("figures", type=Path, help="what `lw evaluate --json` wrote for this run")
+    parser.add_argument("data", type=Path, help="the folder of images it learned from, whose LICENSE.txt goes along")
     arguments = parser.parse_args()
     folder = resolve_model(arguments.run)
     model, recipe = load_folder(folder)
@@ -40,6 +42,7 @@ def main() -> None:
     text = f"{FRONT}{facts.rstrip()}\n{LIMITS}\n## Measured (`lw evaluate`)\n\n{figures}\n\n## Training images\n{attribution}"
     target = Path(__file__).parents[1] / "src" / "latentworks" / "bundled" / recipe.name
     save_folder(target, model, recipe, text, torch.float16)
+    shutil.copy(arguments.data / "LICENSE.txt", target)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"{target}: {size / 1e6:.1f} MB")
 

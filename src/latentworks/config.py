@@ -33,7 +33,7 @@ class Config(BaseModel):
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(self.model_dump_json(indent=2) + "\n")
+        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def replace(self, **values: Any) -> Self:
         """A validated copy with some fields changed."""
@@ -80,7 +80,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 def read_mapping(path: Path) -> dict[str, Any]:
     """A JSON or YAML file as a mapping. Raises: ValueError naming the file."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
@@ -104,9 +104,13 @@ def merge(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         node: Any = result
         for parent in parents:
             key = _key(node, parent, path)
+            if node[key] is None and last == "kind":
+                node[key] = {}
             if not isinstance(node[key], dict | list):
                 raise ValueError(f"unknown key {path!r}: {parent} is a value, not a group of settings")
             node = node[key]
+        if last == "kind" and isinstance(node, dict) and node.get("kind") != value:
+            node.clear()  # another kind has other settings
         node[last if isinstance(node, dict) else _key(node, last, path)] = _number(value)
     return result
 

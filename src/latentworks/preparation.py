@@ -173,7 +173,7 @@ def _conditioner(config: LabelConfig | TextConfig | FrozenTextConfig, index: int
     if request.from_model is not None:
         asset = resolve_model(request.from_model) / "conditioners" / str(index) / "tokenizer.json"
         if asset.is_file():
-            return build_conditioner(config, {"tokenizer.json": asset.read_text()})
+            return build_conditioner(config, {"tokenizer.json": asset.read_text(encoding="utf-8")})
     tokenizer: Tokenizer = train_tokenizer((text for entry in source.entries for text in entry.text), config.vocabulary)
     return build_conditioner(config, {"tokenizer.json": tokenizer.to_str()})
 
@@ -193,4 +193,4 @@ def _held_out(request: RunRequest, recipe: Recipe, notes: list[str]) -> ImageDat
     except ValueError as error:
         notes.append(f"nothing is held out, so there is no best model, only the last ({error})")
         return None
-    return ImageDataset(source, recipe.data.whole(), seed=recipe.train.seed)
+    return ImageDataset(source, recipe.plain, seed=recipe.train.seed)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from latentworks.conditioners import Conditioner, ConditionerConfig, build_conditioner
 from latentworks.config import Config, nearest, read_mapping
@@ -41,7 +41,7 @@ Assets = Mapping[int, Mapping[str, str]]
 class SamplingDefaults(Config):
     """What `lw sample` uses where the user says nothing; also what the sample grids of training use."""
 
-    sampler: str = "dpmpp_2m"
+    sampler: Literal["ddpm", "ddim", "plms", "dpmpp_2m", "unipc"] = "dpmpp_2m"
     steps: int = Field(20, ge=1)
     guidance: float = 3.0
     spacing: Literal["leading", "trailing"] = "trailing"
@@ -70,6 +70,11 @@ class FirstStageRecipe(Config):
     train: TrainConfig
     intervals: Intervals = Intervals()
 
+    @property
+    def plain(self) -> Preprocess:
+        """How images are prepared to be measured on: whole, whatever crops it trains on."""
+        return self.data.whole()
+
 
 class DiffusionRecipe(Config):
     """Train a diffusion model in a first stage's latent space. ``first_stage`` is filled in from the trained one."""
@@ -86,6 +91,17 @@ class DiffusionRecipe(Config):
     train: TrainConfig
     intervals: Intervals = Intervals()
     sampling: SamplingDefaults = SamplingDefaults()
+
+    @property
+    def plain(self) -> Preprocess:
+        """How images are prepared to be measured on: what it learns to draw, with nothing left to chance."""
+        return self.data.whole().replace(crop_size=self.data.crop_size)
+
+    @model_validator(mode="after")
+    def _enough_steps(self) -> "DiffusionRecipe":
+        if self.sampling.steps > self.process.T:
+            raise ValueError(f"sampling.steps {self.sampling.steps} are more than the process has ({self.process.T}): use at most that")
+        return self
 
 
 Recipe = FirstStageRecipe | DiffusionRecipe

@@ -70,7 +70,8 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
 def _same_run(out: Path, prepared: Prepared) -> list[str]:
     """Lines on what changed without harm. Raises: ValueError when the folder's run is another one."""
     recipe, facts, before = prepared.recipe, _facts(prepared), read_mark(out / "facts.json")
-    old, new = (_flat({**r.model_dump(mode="json"), "intervals": None}) for r in (read_recipe(out / "recipe.json"), recipe))
+    free = {"intervals": None, "sampling": None}
+    old, new = (_flat({**r.model_dump(mode="json"), **free}) for r in (read_recipe(out / "recipe.json"), recipe))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if other := [key for key in changed if key != "train.steps"]:
         what = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in other[:5])

@@ -142,9 +142,13 @@ class _Run:
         if latents is not None and not latents.ready:
             yield Message(f"encoding {len(images)} images into the latent cache {self.request.cache}")
         with self.accelerator.main_process_first():
-            for _ in images.load() if latents is None else latents.fill():
+            said = time.monotonic()
+            for done, total in images.load() if latents is None else latents.fill():
                 if stopped:
                     return
+                if time.monotonic() - said > 10:
+                    yield Message(f"{done} of {total} done")
+                    said = time.monotonic()
         if held_out is not None:  # a mixed handful rather than the first ones, which are often of one kind
             chosen = held_out.indices_for(0, min(self.recipe.intervals.held_out, len(held_out)))
             for start in range(0, len(chosen), HELD_OUT_BATCH):

@@ -127,6 +127,18 @@ class State:
                 shadow.copy_(tensors[key])
         self.step = int(tensors["step"])
 
+    @torch.no_grad()
+    def forget(self, parameter: nn.Parameter, rows: Tensor) -> None:
+        """Rows that were replaced: their moments are zero again, their averages what they are now."""
+        for optimiser in self.optimisers.values():
+            for moment in optimiser.state.get(parameter, {}).values():
+                if isinstance(moment, Tensor) and moment.shape == parameter.shape:
+                    moment[rows] = 0
+        for average in self.averages.values():
+            for live, shadow in zip(average.live, average.shadow, strict=True):
+                if live is parameter:
+                    shadow[rows] = live[rows]
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within, the modules carry their averaged weights and are in evaluation mode."""
@@ -198,11 +210,13 @@ def train(
         batches = _micro_batches(data, config, state.step, accelerator)
         with _keyed_rng(config.seed, state.step, accelerator):
             log = _one_step(objective, batches, state, accelerator)
-            objective.after_step(state.step, batches[0])
+            upkeep = objective.after_step(state.step, batches[0])
+        if upkeep.parameter is not None and upkeep.rows is not None:
+            state.forget(upkeep.parameter, upkeep.rows)
         state.step += 1
         for average in state.averages.values():
             average.update(state.step)
-        yield Stepped(state.step, log, state)
+        yield Stepped(state.step, log | upkeep.log, state)
 
 
 @contextmanager

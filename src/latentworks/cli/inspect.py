@@ -38,7 +38,7 @@ def info(
     model, recipe = load_folder(folder)
     typer.echo(recipe.model_dump_json(indent=2))
     parts = {part: sum(p.numel() for p in module.parameters()) for part, module in model.named_children()}
-    typer.echo("parameters: " + ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in parts.items() if count))
+    typer.echo("parameters: " + ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in parts.items() if count), err=True)
 
 
 def doctor() -> None:

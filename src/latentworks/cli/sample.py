@@ -80,7 +80,7 @@ def demo(
             save_image(out, pixels, one)
             pictures.append(picture(pixels, one))
             captions.append(str(one.prompt))
-    grid = out.with_suffix(".png")
+    grid = out.parent / f"{out.resolve().name}.png"
     save_sheet(grid, sheet(pictures, captions, columns=4, scale=2))
     typer.echo(f"{grid}: {len(pictures)} images by {DEMO}; one PNG each, with its settings inside, in {out}/\n\nNext:")
     typer.echo(f'  lw sample {DEMO} "a cat with sunglasses" -n 4')

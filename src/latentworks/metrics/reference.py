@@ -41,9 +41,8 @@ def reference_images(folder: Path, recipe: Recipe, split: Split | None) -> Refer
     A first stage is measured on whole images even if it was trained on crops; a latent model on what it was trained to draw, and one
     that reads prompts on captioned images, as it saw no others. Raises: ValueError naming what is wrong with the folder.
     """
-    plain, captioned = recipe.data.whole(), False
+    plain, captioned = recipe.plain, False
     if isinstance(recipe, DiffusionRecipe):
-        plain = plain.replace(crop_size=recipe.data.crop_size)
         captioned = any(isinstance(config, TextConfig | FrozenTextConfig) for config in recipe.conditioners)
     source = FolderSource(folder, split=split, channels=plain.channels, captioned_only=captioned)
     name = f"{folder.resolve().name} {split or 'all'}{' captioned' if captioned else ''} at {plain.out_size} px"

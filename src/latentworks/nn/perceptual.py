@@ -124,7 +124,8 @@ class LPIPSPerceptual(Perceptual):
         self.eval()
 
     def forward(self, x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-        distance: Tensor = self.net(_rgb(x, "lpips"), _rgb(y, "lpips"))
+        with torch.autocast(x.device.type, enabled=False):
+            distance: Tensor = self.net(_rgb(x, "lpips").float(), _rgb(y, "lpips").float())
         return distance.flatten()
 
 

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from latentworks.random import generator
 from latentworks.types import Batch, RandnLike
 
-__all__ = ["Loss", "Noise", "Objective", "keyed_noise", "mean_over_processes", "rows_of_processes"]
+__all__ = ["Loss", "Noise", "Objective", "Upkeep", "keyed_noise", "mean_over_processes", "rows_of_processes"]
 
 Noise = Callable[[str, int, Batch], RandnLike]
 """(purpose, step, batch) -> randn_like for that batch."""
@@ -23,6 +24,15 @@ class Loss:
     value: Tensor
     trains: tuple[str, ...]
     log: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What upkeep did: figures to log, and the rows of a parameter that it replaced, whose averages and moments no longer mean anything."""
+
+    log: dict[str, Tensor] = field(default_factory=dict)
+    parameter: nn.Parameter | None = None
+    rows: Int[Tensor, " n"] | None = None
 
 
 class Objective(ABC):
@@ -45,8 +55,9 @@ class Objective(ABC):
     def held_out(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Figures on held-out data with the present weights; a pure function of weights and data."""
 
-    def after_step(self, step: int, batch: Batch) -> None:  # noqa: B027  (most objectives need nothing here)
+    def after_step(self, step: int, batch: Batch) -> Upkeep:
         """Upkeep that is no gradient step, e.g. the restart of dead codes. Default: nothing."""
+        return Upkeep()
 
 
 def keyed_noise(seed: int) -> Noise:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from einops import reduce
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
 from latentworks.config import Config
@@ -27,7 +28,7 @@ class DiffusionObjectiveConfig(Config):
 
     kind: Literal["diffusion"] = "diffusion"
     loss: Literal["l2", "l1"] = "l2"
-    min_snr: float | None = None
+    min_snr: float | None = Field(None, gt=0)
     elbo_weight: float = 0.0
     learn_variance: bool = False
 
@@ -48,7 +49,6 @@ class DiffusionObjective(Objective):
     """Trains the UNet and all conditioners of a `LatentDiffusion` jointly; the first stage stays as it is."""
 
     best = "loss"
-    averaged = ("model",)
 
     def __init__(self, config: DiffusionObjectiveConfig, model: LatentDiffusion, seed: int = 0) -> None:
         self.config, self.model, self.seed = config, model, seed
@@ -56,6 +56,7 @@ class DiffusionObjective(Objective):
         self.log_variance = LogVariance(model.process.T) if config.learn_variance else None
         if self.log_variance is not None:
             self.modules["log_variance"] = self.log_variance
+        self.averaged = tuple(self.modules)
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """One loss. Each sample's step, dropout, posterior and noise are drawn from generator(seed, "diffusion", step, index)."""
@@ -100,12 +101,12 @@ class DiffusionObjective(Objective):
         process, sums, count = self.model.process, torch.zeros(BUCKETS), 0
         for batch in batches:
             generators = [generator("held-out", int(index)) for index in batch["index"]]
-            z0 = self.model.latent(batch)
+            z0, cond = self.model.latent(batch), self.model.condition(batch)
             for bucket in range(BUCKETS):
                 low, high = bucket * process.T // BUCKETS, (bucket + 1) * process.T // BUCKETS
                 t = torch.cat([torch.randint(low, high, (1,), generator=g) for g in generators]).to(z0.device)
                 noise = torch.stack([torch.randn(z0.shape[1:], generator=g) for g in generators]).to(z0)
-                output = self.model(process.add_noise(z0, noise, t), t, batch).float()
+                output = self.model.unet(process.add_noise(z0, noise, t), t, cond).float()
                 sums[bucket] += self._distance(output, process.target(z0, noise, t)).sum().cpu()
             count += len(z0)
         figures = {f"loss_t{bucket * process.T // BUCKETS}": float(sums[bucket] / count) for bucket in range(BUCKETS)}

@@ -14,7 +14,7 @@ from latentworks.first_stage.base import FirstStage, Reconstruction
 from latentworks.first_stage.vq import VQAutoencoder
 from latentworks.nn.discriminator import DiscriminatorConfig
 from latentworks.nn.perceptual import EfficientNetPerceptualConfig, PerceptualConfig
-from latentworks.objectives.base import Loss, Noise, Objective, keyed_noise, mean_over_processes, rows_of_processes
+from latentworks.objectives.base import Loss, Noise, Objective, Upkeep, keyed_noise, mean_over_processes, rows_of_processes
 from latentworks.random import generator
 from latentworks.types import Batch
 
@@ -28,7 +28,8 @@ class FirstStageObjectiveConfig(Config):
     ``regulariser_weight``: 1e-6 for KL (on the sum), 1 for VQ. ``discriminator_start``: the fraction of the run at which the autoencoder
     begins to see the discriminator, which has trained alone for ``discriminator_warmup`` of the run. ``adversarial_weight`` 0: no GAN.
     ``second_forward``: the authors' loop runs the autoencoder again before the discriminator's step; we reuse the first forward.
-    ``restart_dead_after``: VQ codes unused for so many steps restart from encoder outputs; 0: never.
+    ``restart_dead_after``: VQ codes unused for so many steps restart from encoder outputs; 0: never. An epoch's steps are a
+    good value: the share of codes used in it is logged then.
     """
 
     kind: Literal["first_stage"] = "first_stage"
@@ -83,13 +84,14 @@ class FirstStageObjective(Objective):
         self.noise = noise or keyed_noise(seed)
         self.modules = {"first_stage": first_stage}
         if self.discriminator is not None:
-            if not 0 <= config.discriminator_start < 1:
+            if not 0 <= round(config.discriminator_start * steps) < steps:
                 raise ValueError(
-                    f"objective.discriminator_start = {config.discriminator_start} is a fraction of the run: at 1 or more the "
+                    f"objective.discriminator_start = {config.discriminator_start} is a fraction of the run: in {steps} steps the "
                     "discriminator never starts; use e.g. 0.5, or adversarial_weight = 0 for no discriminator"
                 )
             self.modules["discriminator"] = self.discriminator
         self.adversarial_from = round(config.discriminator_start * steps)
+        self.restart_until = 0.9 * steps
         self.discriminator_from = round((config.discriminator_start - config.discriminator_warmup) * steps)
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
@@ -148,16 +150,24 @@ class FirstStageObjective(Objective):
         return Loss(value, ("discriminator",), {key: figure.detach() for key, figure in log.items()})
 
     @torch.no_grad()
-    def after_step(self, step: int, batch: Batch) -> None:
-        """VQ: every ``restart_dead_after`` steps codes that were not used since the last time restart from this batch's encodings."""
+    def after_step(self, step: int, batch: Batch) -> Upkeep:
+        """VQ: every ``restart_dead_after`` steps the share of codes used since then is logged, and the others restart from this batch.
+
+        Not in the last tenth of the run: what restarts there has no time to find its place.
+        """
         every = self.config.restart_dead_after
         if not every or not isinstance(self.first_stage, VQAutoencoder):
-            return
+            return Upkeep()
         quantizer = self.first_stage.quantizer
         quantizer.counts.copy_(mean_over_processes(quantizer.counts))
-        if (step + 1) % every == 0:
-            z = rows_of_processes(self.first_stage.encode_raw(batch["image"]))
-            quantizer.restart_dead(z, generator(self.seed, "restart", step))
+        if (step + 1) % every:
+            return Upkeep()
+        log = {"codebook_use": (quantizer.counts > 0).float().mean()}
+        if step >= self.restart_until:
+            quantizer.counts.zero_()
+            return Upkeep(log)
+        z = rows_of_processes(self.first_stage.encode_raw(batch["image"]))
+        return Upkeep(log, quantizer.codebook, quantizer.restart_dead(z, generator(self.seed, "restart", step)))
 
     @torch.no_grad()
     def held_out(self, batches: Sequence[Batch]) -> dict[str, float]:

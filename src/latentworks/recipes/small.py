@@ -41,7 +41,7 @@ def openmoji_64_ae_vq() -> FirstStageRecipe:
     return kl.replace(
         name="openmoji-64-ae-vq",
         first_stage=VQConfig(**{**kl.first_stage.model_dump(), "kind": "vq", "codes": 1024}).model_dump(),
-        objective=kl.objective.replace(reduction="mean", regulariser_weight=1.0, restart_dead_after=200).model_dump(),
+        objective=kl.objective.replace(reduction="mean", regulariser_weight=1.0, restart_dead_after=260).model_dump(),
         train=kl.train.replace(steps=5000).model_dump(),
     )
 
