@@ -86,8 +86,8 @@ def test_make_keeps_the_users_torch(target):
     assert venv < install < lines.index("lw demo" if target == "demo" else "-m pytest")
 
 
-def test_the_licence_is_apache():
+def test_the_licence_of_the_code_is_apache():
     text = (ROOT / "LICENSE").read_text()
     assert text.split()[:5] == ["Apache", "License", "Version", "2.0,", "January"]
     assert text.rstrip().endswith("limitations under the License.")
-    assert PROJECT["license"] == "Apache-2.0"
+    assert PROJECT["license"] == "Apache-2.0 AND CC-BY-SA-4.0", "the second is of the bundled weights"

@@ -250,7 +250,10 @@ def test_quantiser_counts_in_training_and_restarts_dead_codes():
     candidates = fresh.permute(0, 2, 3, 1).reshape(-1, 2)
     assert all((candidates == code).all(1).any() for code in quantizer.codebook[2:])
     assert torch.equal(quantizer.codebook[:2], torch.tensor([[0.0, 0.0], [100.0, 100.0]]))
+    assert len({tuple(code) for code in quantizer.codebook.tolist()}) == 8, "no two on one vector"
     again = VectorQuantizer(8, 2)
+    with torch.no_grad():
+        again.codebook.copy_(torch.arange(8.0)[:, None].expand(8, 2) * 100)
     again.counts[:2] = 1
     again.restart_dead(fresh, torch.Generator().manual_seed(0))
     assert torch.equal(again.codebook[2:], quantizer.codebook[2:])

@@ -71,11 +71,16 @@ class VectorQuantizer(nn.Module):
     def restart_dead(self, z: Float[Tensor, "b c h w"], generator: torch.Generator, threshold: float = 0.0) -> Int[Tensor, " n"]:
         """Move codes used at most ``threshold`` times since the last call onto random vectors of ``z``, and count afresh.
 
+        A vector is drawn with a probability that grows as the square of its distance to the nearest code (as in k-means++), so that no code
+        goes where one is already, e.g. to the white around a drawing.
         Returns: the indices of the moved codes, so that an optimiser's state for them can be cleared.
         """
         dead = (self.counts <= threshold).nonzero().flatten()
-        vectors = rearrange(z, "b c h w -> (b h w) c")
-        picks = torch.randint(len(vectors), (len(dead),), generator=generator).to(z.device)
-        self.codebook[dead] = vectors[picks].to(self.codebook.dtype)
+        vectors, codes = rearrange(z, "b c h w -> (b h w) c"), self.nearest(z).flatten()
+        gaps = (vectors - self.codebook[codes]).double().square().sum(dim=1).cpu()
+        replacement = len(dead) > int(gaps.count_nonzero())
+        if len(dead):
+            picks = torch.multinomial(gaps + 1e-12, len(dead), replacement, generator=generator).to(z.device)
+            self.codebook[dead] = vectors[picks].to(self.codebook.dtype)
         self.counts.zero_()
         return dead

@@ -84,13 +84,13 @@ class FirstStageObjective(Objective):
         self.noise = noise or keyed_noise(seed)
         self.modules = {"first_stage": first_stage}
         if self.discriminator is not None:
-            if not 0 <= round(config.discriminator_start * steps) < steps:
+            if not 0 <= config.discriminator_start < 1:
                 raise ValueError(
-                    f"objective.discriminator_start = {config.discriminator_start} is a fraction of the run: in {steps} steps the "
+                    f"objective.discriminator_start = {config.discriminator_start} is a fraction of the run: at 1 or more the "
                     "discriminator never starts; use e.g. 0.5, or adversarial_weight = 0 for no discriminator"
                 )
             self.modules["discriminator"] = self.discriminator
-        self.adversarial_from = round(config.discriminator_start * steps)
+        self.adversarial_from = int(config.discriminator_start * steps)  # rounded down, so that it always starts
         self.restart_until = 0.9 * steps
         self.discriminator_from = round((config.discriminator_start - config.discriminator_warmup) * steps)
 

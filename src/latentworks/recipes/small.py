@@ -41,8 +41,8 @@ def openmoji_64_ae_vq() -> FirstStageRecipe:
     return kl.replace(
         name="openmoji-64-ae-vq",
         first_stage=VQConfig(**{**kl.first_stage.model_dump(), "kind": "vq", "codes": 1024}).model_dump(),
-        objective=kl.objective.replace(reduction="mean", regulariser_weight=1.0, restart_dead_after=260).model_dump(),
-        train=kl.train.replace(steps=5000).model_dump(),
+        objective=kl.objective.replace(reduction="mean", regulariser_weight=1.0, restart_dead_after=100).model_dump(),
+        train=kl.train.replace(steps=4500).model_dump(),
     )
 
 
