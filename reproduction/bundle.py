@@ -18,9 +18,9 @@ FRONT = "---\nlibrary_name: latentworks\npipeline_tag: text-to-image\nlicense: c
 LIMITS = """
 ## What it is for, and what not
 
-It shows what the software does: small emoji-like pictures from names such as "red heart" or "woman astronaut with dark skin tone". It
-learned from 3,667 pictures on two processor cores in about an hour, both stages, so it knows their style and some of their names, and
-little else: uncommon words, flags, counting and new combinations often fail. Compare its figures with those of its first stage and of real
+It shows what the software does: small emoji-like pictures from names such as "woman astronaut with dark skin tone". It learned from 3,667
+pictures on two processor cores in about an hour, both stages. That was enough for people, professions and skin tones, which are most of the
+data, and for the look of a flag; animals, things, faces, single flags and anything outside the data mostly fail. Compare its figures with those of its first stage and of real
 held-out images below, not with published FIDs: the feature network is another one.
 """
 

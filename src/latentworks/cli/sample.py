@@ -13,14 +13,14 @@ __all__ = ["demo", "sample"]
 
 DEMO = "openmoji-64"
 PROMPTS = (
-    "cat with tears of joy",
     "woman astronaut with dark skin tone",
-    "red heart",
     "man firefighter with medium skin tone",
-    "grinning face with smiling eyes",
-    "flag of Japan",
-    "green apple",
-    "owl",
+    "woman cook with light skin tone",
+    "man with red hair, light skin tone",
+    "woman running with medium-light skin tone",
+    "raised hand with dark skin tone",
+    "flag of France",
+    "full moon",
 )
 
 
@@ -83,7 +83,7 @@ def demo(
     grid = out.parent / f"{out.resolve().name}.png"
     save_sheet(grid, sheet(pictures, captions, columns=4, scale=2))
     typer.echo(f"{grid}: {len(pictures)} images by {DEMO}; one PNG each, with its settings inside, in {out}/\n\nNext:")
-    typer.echo(f'  lw sample {DEMO} "a cat with sunglasses" -n 4')
+    typer.echo(f'  lw sample {DEMO} "woman pilot with medium skin tone" -n 4')
     typer.echo("  lw data openmoji openmoji && lw train openmoji-64-ae --data openmoji")
     typer.echo("  lw train --help")
 
