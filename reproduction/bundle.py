@@ -19,9 +19,9 @@ LIMITS = """
 ## What it is for, and what not
 
 It shows what the software does: small emoji-like pictures from names such as "woman astronaut with dark skin tone". It learned from 3,667
-pictures on two processor cores in about an hour, both stages. That was enough for the look of people and flags, often with the skin tone asked
-for; poses, professions, animals, things, faces, single flags and anything outside the data mostly fail. The prompts of `lw demo` were chosen
-among those it does best. Compare its figures with
+pictures on two processor cores in about an hour, both stages. That was enough for the look of people and flags, often with the skin tone
+asked for; poses, professions, animals, things, faces, single flags and anything outside the data mostly fail. The prompts of `lw demo` were
+chosen among those it does best. Compare its figures with
 those of its first stage and of real held-out images below, not with published FIDs: the feature network is another one.
 """
 
