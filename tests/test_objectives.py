@@ -176,6 +176,26 @@ def test_dead_codes_restart_from_the_batchs_encodings():
     assert torch.equal(*found)
 
 
+def test_quantisation_may_begin_later_on_what_the_encoder_has_learnt():
+    objective = first_stage_objective("vq", steps=10, quantise_from=0.3)
+    model, batch = objective.first_stage.train(), images()
+    for step in range(4):
+        before = model.quantizer.codebook.detach().clone()
+        (loss,) = objective.losses(batch, step)
+        loss.value.backward()
+        moved = objective.after_step(step, batch)
+        plain = model.decoder(model.post_quant_conv(model.encode_raw(batch["image"]))).detach()
+        assert (float(loss.log["l1"]) == pytest.approx(float((plain - batch["image"]).abs().mean()), abs=1e-6)) == (step < 3)
+        assert (float(loss.log["regulariser"]) == 0) == (step < 3)
+        assert model.quantizer.codebook.grad is not None, "DDP wants a gradient for every weight, be it zero"
+        placed = step == 2
+        assert torch.equal(model.quantizer.codebook, before) != placed
+        assert (moved.rows is not None and len(moved.rows) == 16) == placed
+        model.zero_grad(set_to_none=True)
+    encodings = model.encode_raw(batch["image"]).detach().permute(0, 2, 3, 1).reshape(-1, 2)
+    assert all((encodings == code).all(dim=1).any() for code in model.quantizer.codebook.detach())
+
+
 def diffusion_objective(prediction="eps", conditioned=False, **config):
     torch.manual_seed(0)
     conditioners = [LabelConditioner(LabelConfig(classes=3, width=16))] if conditioned else []

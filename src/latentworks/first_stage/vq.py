@@ -24,7 +24,9 @@ class VQConfig(AutoencoderConfig):
 
 
 class VQAutoencoder(FirstStage):
-    """`encode_raw` gives the latent before quantisation; `decode` quantises."""
+    """`encode_raw` gives the latent before quantisation; `decode` quantises. ``continuous``: the training path does not, yet."""
+
+    continuous = False
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__(config.factor, config.embedding, config.in_channels)
@@ -51,8 +53,11 @@ class VQAutoencoder(FirstStage):
         return image
 
     def forward(self, x: Float[Tensor, "b c h w"], randn_like: RandnLike | None = None) -> Reconstruction:
-        """Reconstruction; the regulariser is the codebook and commitment loss."""
-        quantized = self.quantizer(self.encode_raw(x))
+        """Reconstruction; the regulariser is the codebook and commitment loss. While ``continuous``: 0, and no codes."""
+        z = self.encode_raw(x)
+        if self.continuous:
+            return Reconstruction(self.decoder(self.post_quant_conv(z)), 0 * self.quantizer.codebook.sum())  # in the graph, for DDP
+        quantized = self.quantizer(z)
         return Reconstruction(self.decoder(self.post_quant_conv(quantized.z)), quantized.loss, quantized.codes)
 
     @property

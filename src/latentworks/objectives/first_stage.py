@@ -29,7 +29,8 @@ class FirstStageObjectiveConfig(Config):
     begins to see the discriminator, which has trained alone for ``discriminator_warmup`` of the run. ``adversarial_weight`` 0: no GAN.
     ``second_forward``: the authors' loop runs the autoencoder again before the discriminator's step; we reuse the first forward.
     ``restart_dead_after``: VQ codes unused for so many steps restart from encoder outputs; 0: never. An epoch's steps are a
-    good value: the share of codes used in it is logged then.
+    good value: the share of codes used in it is logged then. ``quantise_from``: a VQ stage is a plain autoencoder for this fraction of the
+    run; then its codes are placed on what the encoder has learnt by then, instead of both chasing each other from noise.
     """
 
     kind: Literal["first_stage"] = "first_stage"
@@ -46,6 +47,7 @@ class FirstStageObjectiveConfig(Config):
     discriminator_warmup: float = Field(0.02, ge=0)
     second_forward: bool = False
     restart_dead_after: int = Field(0, ge=0)
+    quantise_from: float = Field(0.0, ge=0, lt=1)
 
 
 def adaptive_weight(nll: Tensor, adversarial: Tensor, image: Tensor, last_layer: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,12 +94,15 @@ class FirstStageObjective(Objective):
             self.modules["discriminator"] = self.discriminator
         self.adversarial_from = int(config.discriminator_start * steps)  # rounded down, so that it always starts
         self.restart_until = 0.9 * steps
+        self.quantise_from = round(config.quantise_from * steps)
         self.discriminator_from = round((config.discriminator_start - config.discriminator_warmup) * steps)
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """The autoencoder's loss, then, once the discriminator trains, the discriminator's on the same reconstruction."""
         x = batch["image"]
         forward = self.modules["first_stage"]
+        if isinstance(self.first_stage, VQAutoencoder):
+            self.first_stage.continuous = step < self.quantise_from
         reconstruction: Reconstruction = forward(x, self.noise("posterior", step, batch))
         yield self._autoencoder(x, reconstruction, step)
         if self.discriminator is None or step < self.discriminator_from:
@@ -156,9 +161,13 @@ class FirstStageObjective(Objective):
         Not in the last tenth of the run: what restarts there has no time to find its place.
         """
         every = self.config.restart_dead_after
-        if not every or not isinstance(self.first_stage, VQAutoencoder):
+        if not isinstance(self.first_stage, VQAutoencoder) or not (every or self.quantise_from) or step + 1 < self.quantise_from:
             return Upkeep()
         quantizer = self.first_stage.quantizer
+        if step + 1 == self.quantise_from:  # no code has been used, so all are placed
+            return self._restart(batch, step, {})
+        if not every:
+            return Upkeep()
         quantizer.counts.copy_(mean_over_processes(quantizer.counts))
         if (step + 1) % every:
             return Upkeep()
@@ -166,6 +175,11 @@ class FirstStageObjective(Objective):
         if step >= self.restart_until:
             quantizer.counts.zero_()
             return Upkeep(log)
+        return self._restart(batch, step, log)
+
+    def _restart(self, batch: Batch, step: int, log: dict[str, Tensor]) -> Upkeep:
+        assert isinstance(self.first_stage, VQAutoencoder)
+        quantizer = self.first_stage.quantizer
         z = rows_of_processes(self.first_stage.encode_raw(batch["image"]))
         return Upkeep(log, quantizer.codebook, quantizer.restart_dead(z, generator(self.seed, "restart", step)))
 
