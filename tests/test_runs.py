@@ -218,6 +218,15 @@ def test_a_run_folder_of_another_model_is_refused(data, stage, tmp_path):
         go(ldm("train.steps=2"), data, tmp_path / "ldm", first_stage=stage)
 
 
+def test_two_trainings_do_not_share_a_folder(data, tmp_path):
+    first = train_run(RunRequest(recipe=ae("train.steps=2"), data=data, out=tmp_path / "run"))
+    assert next(first)
+    with pytest.raises(ValueError, match="is being trained by another process: let it end, or give another --out"):
+        go(ae("train.steps=2"), data, tmp_path / "run")
+    assert "model written to" in "".join(event.text for event in first if isinstance(event, Message))
+    assert f"{tmp_path / 'run'} is complete: 2 steps are done" in go(ae("train.steps=2"), data, tmp_path / "run")
+
+
 def test_more_images_are_noticed(data, tmp_path):
     go(ae("train.steps=1"), data, tmp_path / "run")
     image_folder(data, n=26)

@@ -1,5 +1,6 @@
 """Pictures of several pictures: captioned sheets, and what a model under training makes of fixed inputs."""
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,9 +38,15 @@ def sheet(images: Sequence[Image.Image], captions: Sequence[str] | None = None, 
     for i, image in enumerate(images):
         x, y = MARGIN + i % columns * (width + MARGIN), MARGIN + i // columns * (height + below + MARGIN)
         out.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x, y))
-        for line, text in enumerate(_wrapped(captions[i], width, font) if captions else ()):
+        for line, text in enumerate(_wrapped(_plain(captions[i]), width, font) if captions else ()):
             draw.text((x, y + height + 1 + line * LINE), text, "black", font)
     return out
+
+
+def _plain(text: str) -> str:
+    """Without accents, and ? for other letters: Pillow's own font has no more than ASCII."""
+    letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return "".join(c if c.isascii() else "?" for c in letters)
 
 
 def _wrapped(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:

@@ -2,10 +2,13 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from latentworks.checkpoints.native import load_newest_state
@@ -17,7 +20,9 @@ from latentworks.random import seed_of
 from latentworks.recipe import read_recipe
 from latentworks.staging import staged_file
 
-__all__ = ["Found", "append_figures", "open_run", "read_mark", "write_mark"]
+__all__ = ["Found", "append_figures", "open_run", "read_mark", "reserved", "write_mark"]
+
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,32 @@ class Found:
         return int(self.state["step"]) if self.state else 0
 
 
+@contextmanager
+def reserved(out: Path) -> Iterator[None]:
+    """Within, no other training may use the run folder; the lock goes with the process. Raises: ValueError if one does already."""
+    if out.exists() and not (out.is_dir() and ((out / "recipe.json").exists() or not any(out.iterdir()))):
+        yield  # not ours: `open_run` says so
+        return
+    lock = FileLock(out / _LOCK)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{out} is being trained by another process: let it end, or give another --out") from None
+    except OSError as error:
+        raise ValueError(f"cannot write {out}: {error.strerror}; give another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def open_run(out: Path, prepared: Prepared) -> Found:
     """Begin a run in a folder that is new or empty, or find where the one in it stands. Raises: ValueError if it holds anything else."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: give another --out")
     if not (out / "recipe.json").exists():
-        if out.exists() and any(out.iterdir()):
+        if out.exists() and any(item.name != _LOCK for item in out.iterdir()):
             raise ValueError(f"{out} is not empty and no run of ours: give another --out")
         write_mark(out / "facts.json", _facts(prepared))
         with staged_file(out / "recipe.json") as path:

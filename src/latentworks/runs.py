@@ -13,7 +13,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from latentworks.model import LatentDiffusion
 from latentworks.objectives.base import mean_over_processes
 from latentworks.preparation import Prepared, RunRequest, prepare
 from latentworks.recipe import DiffusionRecipe
-from latentworks.run_folder import Found, append_figures, open_run, read_mark, write_mark
+from latentworks.run_folder import Found, append_figures, open_run, read_mark, reserved, write_mark
 from latentworks.train import State, Stepped, make_accelerator, to_device, train
 from latentworks.types import Batch
 
@@ -75,10 +75,11 @@ def train_run(request: RunRequest) -> Iterator[Message | Progress]:
     prepared = prepare(request)
     accelerator = make_accelerator(prepared.recipe.train, request.out if is_tensorboard_available() else None)
     try:
-        with accelerator.main_process_first():
-            found = open_run(request.out, prepared)
-        events = _Run(request, prepared, accelerator, began, found).events()
-        yield from (event for event in events if accelerator.is_main_process)
+        with reserved(request.out) if accelerator.is_main_process else nullcontext():
+            with accelerator.main_process_first():
+                found = open_run(request.out, prepared)
+            events = _Run(request, prepared, accelerator, began, found).events()
+            yield from (event for event in events if accelerator.is_main_process)
     finally:
         accelerator.end_training()
 
