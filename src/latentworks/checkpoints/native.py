@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from latentworks.checkpoints.tensors import load_weights, read_tensors, without_weights, write_tensors
 from latentworks.first_stage.base import FirstStage
 from latentworks.model import LatentDiffusion
 from latentworks.recipe import Recipe, build_model, read_recipe
@@ -30,8 +29,9 @@ def save_folder(
     ``dtype`` (e.g. float16) shrinks the weights but not the latent statistics. Raises: ValueError if it cannot be written.
     """
     with staged(folder, replace=True) as path:
-        tensors = {key: _as(value, None if key.endswith(("mean", "std")) else dtype) for key, value in model.state_dict().items()}
-        save_file(_unshared(tensors), path / "model.safetensors", metadata={"format": "latentworks"})
+        tensors = model.state_dict()
+        shrunk = [key for key, value in tensors.items() if value.is_floating_point() and not key.endswith(("mean", "std"))]
+        write_tensors(path / "model.safetensors", tensors, {"format": "latentworks"}, dict.fromkeys(shrunk, dtype) if dtype else None)
         recipe.save(path / "recipe.json")
         for index, conditioner in enumerate(model.conditioners if isinstance(model, LatentDiffusion) else ()):
             for name, text in conditioner.assets().items():  # type: ignore[operator]
@@ -40,22 +40,6 @@ def save_folder(
                 target.write_text(text, encoding="utf-8")
         if card:
             (path / "README.md").write_text(card, encoding="utf-8")
-
-
-def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, and copied where two names mean one weight (encoders with tied embeddings), which safetensors refuses to write."""
-    seen: set[int] = set()
-    out = {}
-    for key, value in tensors.items():
-        value = value.cpu()
-        out[key] = value.clone() if value.untyped_storage().data_ptr() in seen else value
-        seen.add(value.untyped_storage().data_ptr())
-    return out
-
-
-def _as(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    value = value.detach()
-    return (value.to(dtype) if dtype is not None and value.is_floating_point() else value).contiguous()
 
 
 def is_model_folder(path: Path) -> bool:
@@ -68,15 +52,16 @@ def load_folder(folder: Path) -> tuple[FirstStage | LatentDiffusion, Recipe]:
     if not is_model_folder(folder):
         raise ValueError(f"{folder} is no model folder: it must hold recipe.json and model.safetensors")
     recipe = read_recipe(folder / "recipe.json")
-    model = build_model(recipe, _assets(folder))
+    with without_weights():
+        model = build_model(recipe, _assets(folder))
     try:
-        tensors = load_file(folder / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder / 'model.safetensors'} cannot be read ({error}); copy or train the model again") from None
+        tensors = read_tensors(folder / "model.safetensors")
+    except ValueError as error:
+        raise ValueError(f"{error}; copy or train the model again") from None
     try:
-        model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"{folder}: weights and recipe.json do not belong together: {' '.join(str(error).split())[:300]}") from None
+        load_weights(model, tensors)
+    except ValueError as error:
+        raise ValueError(f"{folder}: weights and recipe.json do not belong together: {error}") from None
     return model.eval(), recipe
 
 
@@ -101,7 +86,7 @@ def save_state(run: Path, step: int, tensors: Mapping[str, Tensor]) -> Path:
     """
     folder = run / "checkpoints" / f"step-{step:09d}"
     with staged(folder, replace=True) as path:
-        save_file(_unshared(tensors), path / "state.safetensors")
+        write_tensors(path / "state.safetensors", tensors)
         size = (path / "state.safetensors").stat().st_size
         (path / "manifest.json").write_text(json.dumps({"step": step, "size": size, "blake2b": _digest(path / "state.safetensors")}))
     kept = [state for state in _states(run) if state.name <= folder.name][-KEEP:]
@@ -119,7 +104,7 @@ def load_newest_state(run: Path) -> tuple[dict[str, Tensor] | None, list[str]]:
             manifest = json.loads((folder / "manifest.json").read_text())
             file = folder / "state.safetensors"
             if file.stat().st_size == manifest["size"] and _digest(file) == manifest["blake2b"]:
-                return load_file(file), complaints
+                return read_tensors(file), complaints
             complaints.append(f"{folder.name} is damaged and removed, going back to the save before it")
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             complaints.append(f"{folder.name} is incomplete and removed, going back to the save before it")
