@@ -57,6 +57,7 @@ def test_latent_comes_from_the_nearest_source():
     image = torch.rand(2, 3, 8, 8) * 2 - 1
     raw = model.first_stage.encode_raw(image)
     torch.testing.assert_close(model.latent({"image": image}), model.encode(image))
+    torch.testing.assert_close(model.encode(image, normalised=False), raw[:, :3])
     torch.testing.assert_close(model.latent({"raw": raw, "image": torch.zeros(2, 3, 8, 8)}), model.encode(image))
     given = torch.randn(2, 3, 4, 4)
     assert model.latent({"latent": given, "raw": raw}) is given
