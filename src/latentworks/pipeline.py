@@ -120,7 +120,7 @@ class Pipeline:
         """The request with the model's defaults filled in. Raises: ValueError for what this model cannot do, before anything is drawn."""
         takes = self._fields()
         if beyond := sorted(takes.keys() - {"text", "label"}):
-            raise ValueError(f"{beyond[0]}: this model is conditioned on it, which requests lack yet: use model.condition in Python")
+            raise ValueError(f"{beyond[0]}: this model needs it, and no request can carry it yet: use model.condition in Python")
         for name, field in (("prompt", "text"), ("negative_prompt", "text"), ("label", "label")):
             if getattr(request, name) is not None and field not in takes:
                 what = {"text": "text", "label": "class"}[field]
