@@ -11,6 +11,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 __all__ = ["Config", "merge", "nearest", "read_mapping"]
 
+LARGEST = 1 << 20
+"""Bytes of the largest file of settings that is read."""
+
+MOST = 20_000
+"""Most values a YAML file may hold."""
+
+_KINDS = ("str", "int", "float", "bool", "null", "map", "seq", "merge")
+"""YAML's kinds of values that settings are made of; others (dates, binaries, objects) are refused."""
+
 
 def nearest(word: str, allowed: list[str]) -> str:
     """A hint for a misspelt word: the closest allowed ones, else all of them."""
@@ -78,15 +87,105 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """A JSON or YAML file as a mapping. Raises: ValueError naming the file."""
+    """A JSON or YAML file as a mapping of plain values, whose size is bounded. Raises: ValueError naming the file."""
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
+        if path.exists() and path.stat().st_size > LARGEST:
+            raise ValueError(f"it has {path.stat().st_size} bytes: settings have at most {LARGEST}")
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+        values = _read_json(text) if path.suffix == ".json" else _read_yaml(text)
+        _check(values, "")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read {path}: {_line(error)}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a mapping of settings, not {type(values).__name__}")
     return values
+
+
+def _line(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:300]
+
+
+def _read_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for i, key in enumerate(keys) if key in keys[:i])!r} occurs twice")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Stops where a file has more values than settings do: each takes a thousand bytes while it is read."""
+
+    nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.nodes += 1
+        if self.nodes > MOST:
+            raise ValueError(f"more than {MOST} values")
+        return super().compose_node(parent, index)
+
+
+def _read_yaml(text: str) -> Any:
+    """YAML's plain values: the nodes are counted and checked before anything is made of them."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many values a node stands for, aliases followed. Raises: ValueError when they are too many, or of a kind no setting has."""
+    kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
+    where = f"line {node.start_mark.line + 1}"
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise ValueError(f"{where}: a value contains itself")
+        return sizes[id(node)]
+    sizes[id(node)] = 0  # being counted
+    if kind not in _KINDS:
+        raise ValueError(f"{where}: a value of kind {kind!r} is no setting: quote it if it is text")
+    if kind in ("int", "float") and len(node.value) > 100:
+        raise ValueError(f"{where}: a number of {len(node.value)} letters is no setting")
+    total = 1
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value if key.tag.endswith((":str", ":merge"))]
+        if len(keys) != len(node.value):
+            raise ValueError(f"{where}: a key that is no text: quote it")
+        if len(set(keys)) != len(keys):
+            raise ValueError(f"{where}: {next(key for i, key in enumerate(keys) if key in keys[:i])!r} occurs twice")
+        total += sum(_count(value, sizes) for _, value in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        total += sum(_count(value, sizes) for value in node.value)
+    if total > MOST:
+        raise ValueError(f"{where}: more than {MOST} values, with those its aliases stand for")
+    sizes[id(node)] = total
+    return total
+
+
+def _check(value: Any, where: str) -> None:
+    """Raises: ValueError naming the first value that is no setting: not finite, too large for a number, or no text that can be written."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check(key, where)
+            _check(inner, f"{where}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            _check(inner, f"{where}.{i}".lstrip("."))
+    elif isinstance(value, str):
+        value.encode()
+    elif isinstance(value, int | float) and not abs(value) < 1e300:
+        raise ValueError(f"{where or 'it'}: the number is not finite, or too large")
 
 
 def merge(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -97,8 +196,9 @@ def merge(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         if not separator:
             raise ValueError(f"{override!r}: write a setting as key=value, e.g. train.batch=32")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = _read_yaml(text)
+            _check(value, path)
+        except (ValueError, RecursionError, yaml.YAMLError):
             raise ValueError(f"{override!r}: the value is no YAML; quote it") from None
         *parents, last = path.split(".")
         node: Any = result

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentworks.checkpoints.tensors import load_weights, read_tensors, without_weights, write_tensors
+from latentworks.checkpoints.safetensors_file import write_safetensors
+from latentworks.checkpoints.tensors import load_weights, read_tensors, without_weights
 from latentworks.first_stage.base import FirstStage
 from latentworks.model import LatentDiffusion
 from latentworks.recipe import Recipe, build_model, read_recipe
 from latentworks.staging import staged
 
-__all__ = ["KEEP", "is_model_folder", "load_folder", "load_newest_state", "save_folder", "save_state"]
+__all__ = ["KEEP", "is_model_folder", "load_folder", "load_newest_state", "read_assets", "save_folder", "save_state"]
 
 KEEP = 2
 """Training states kept: the newest, and the one before it to fall back to."""
@@ -31,7 +32,7 @@ def save_folder(
     with staged(folder, replace=True) as path:
         tensors = model.state_dict()
         shrunk = [key for key, value in tensors.items() if value.is_floating_point() and not key.endswith(("mean", "std"))]
-        write_tensors(path / "model.safetensors", tensors, {"format": "latentworks"}, dict.fromkeys(shrunk, dtype) if dtype else None)
+        write_safetensors(path / "model.safetensors", tensors, {"format": "latentworks"}, dict.fromkeys(shrunk, dtype) if dtype else None)
         recipe.save(path / "recipe.json")
         for index, conditioner in enumerate(model.conditioners if isinstance(model, LatentDiffusion) else ()):
             for name, text in conditioner.assets().items():  # type: ignore[operator]
@@ -53,7 +54,7 @@ def load_folder(folder: Path) -> tuple[FirstStage | LatentDiffusion, Recipe]:
         raise ValueError(f"{folder} is no model folder: it must hold recipe.json and model.safetensors")
     recipe = read_recipe(folder / "recipe.json")
     with without_weights():
-        model = build_model(recipe, _assets(folder))
+        model = build_model(recipe, read_assets(folder))
     try:
         tensors = read_tensors(folder / "model.safetensors")
     except ValueError as error:
@@ -65,7 +66,7 @@ def load_folder(folder: Path) -> tuple[FirstStage | LatentDiffusion, Recipe]:
     return model.eval(), recipe
 
 
-def _assets(folder: Path) -> dict[int, dict[str, str]]:
+def read_assets(folder: Path) -> dict[int, dict[str, str]]:
     """The conditioners' files. Raises: ValueError naming one that is no JSON, all there is."""
     assets: dict[int, dict[str, str]] = {}
     for file in sorted(folder.glob("conditioners/*/*.json")):
@@ -86,7 +87,7 @@ def save_state(run: Path, step: int, tensors: Mapping[str, Tensor]) -> Path:
     """
     folder = run / "checkpoints" / f"step-{step:09d}"
     with staged(folder, replace=True) as path:
-        write_tensors(path / "state.safetensors", tensors)
+        write_safetensors(path / "state.safetensors", tensors)
         size = (path / "state.safetensors").stat().st_size
         (path / "manifest.json").write_text(json.dumps({"step": step, "size": size, "blake2b": _digest(path / "state.safetensors")}))
     kept = [state for state in _states(run) if state.name <= folder.name][-KEEP:]

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from latentworks.checkpoints.mapped import MappedFile
-from latentworks.staging import staged_file
 
-__all__ = ["read_safetensors", "write_tensors"]
+__all__ = ["read_safetensors", "write_safetensors"]
 
 _DTYPES = {
     "F64": torch.float64,
@@ -93,13 +92,13 @@ def _naturals(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
 
 
-def write_tensors(
+def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, dtypes: Mapping[str, torch.dtype] | None = None
 ) -> None:
     """Write a safetensors file, tensor by tensor: none is copied as long as it is on the CPU and contiguous.
 
     ``dtypes``: those to be written in another type than they have, by name. Tensors may share memory; each is written by itself.
-    Raises: ValueError when it cannot be written (nothing is left then), or a type has no name in the format.
+    Raises: OSError when it cannot be written; ValueError when a type has no name in the format.
     """
     targets = {name: (dtypes or {}).get(name, tensor.dtype) for name, tensor in tensors.items()}
     for name, dtype in targets.items():
@@ -114,7 +113,7 @@ def write_tensors(
         position = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with staged_file(path) as temporary, temporary.open("wb") as file:
+    with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             values = tensors[name].detach().to("cpu", targets[name]).contiguous().reshape(-1).view(torch.uint8)

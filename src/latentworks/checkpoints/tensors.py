@@ -1,6 +1,6 @@
 """Weights from any file we know, mapped rather than read, and models that are filled with them without ever holding them twice."""
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from latentworks.checkpoints.mapped import MappedFile, release
-from latentworks.checkpoints.safe_pickle import load_pickle
-from latentworks.checkpoints.safetensors_file import read_safetensors, write_tensors
+from latentworks.checkpoints.safe_pickle import read_pickle
+from latentworks.checkpoints.safetensors_file import read_safetensors, write_safetensors
+from latentworks.staging import staged_file
 
 __all__ = ["load_weights", "read_tensors", "without_weights", "write_tensors"]
 
@@ -24,9 +25,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         file = MappedFile(path)
-        if file.bytes(0, min(2, file.size)) == b"PK":
-            return _state_dict(load_pickle(path))
-        if file.bytes(0, 1) == b"\x80":
+        begin = file.bytes(0, min(4, file.size))  # not less of it: the length of a safetensors header may begin alike
+        if begin == b"PK\x03\x04":
+            return _state_dict(read_pickle(file))
+        if begin == b"\x80\x02\x8a\x0a":
             raise ValueError("it has the format of torch before 1.6: load it with torch and save it again")
         return read_safetensors(file)
     except OSError as error:
@@ -44,6 +46,18 @@ def _state_dict(state: Any) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise ValueError("it holds no state_dict of tensors: is it a model checkpoint?")
     return dict(state)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, dtypes: Mapping[str, torch.dtype] | None = None
+) -> None:
+    """Write a safetensors file, whole or not at all, tensor by tensor: none is copied as long as it is on the CPU and contiguous.
+
+    ``dtypes``: of those to be written in another type than they have, by name. Tensors may share memory; each is written by itself.
+    Raises: ValueError when it cannot be written, or a type has no name in the format.
+    """
+    with staged_file(path) as temporary:
+        write_safetensors(temporary, tensors, metadata, dtypes)
 
 
 class _Bare(TorchFunctionMode):
