@@ -92,7 +92,7 @@ def _read(folder: Path, reader: Callable[[Path], T]) -> T:
     except ValueError as error:
         text = " ".join(str(error).split())
         raise ValueError(text if str(folder) in text else f"{folder}: {text}") from None
-    except (TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError, OverflowError) as error:
+    except (TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{folder}: a setting of its config.json has a value of a wrong kind ({error})") from None
 
 
@@ -154,7 +154,8 @@ def _text(
     place, tokenizer, length = folder / parts.text, folder / parts.tokenizer, PROMPT if parts.text == "bert" else None
 
     def read(path: Path) -> tuple[Conditioner, dict[str, Tensor]]:
-        settings, encoder = read_settings(path), read_weights(path)
+        settings = read_settings(path)
+        encoder = read_weights(path, settings)
         if name == "LDMBertModel" and unet.projection is None:
             return joint_conditioner(settings, encoder, tokenizer, length)
         if library != "transformers":

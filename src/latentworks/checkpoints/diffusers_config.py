@@ -199,6 +199,8 @@ def process_config(given: dict[str, Any]) -> ProcessConfig:
     """Ours of a scheduler_config.json. Raises: ValueError naming the setting that has no counterpart."""
     schedulers = tuple(name for name in CLASSES if name.endswith("Scheduler"))
     theirs = settings_of(given, schedulers)
+    if theirs["num_train_timesteps"] > 100_000:
+        raise ValueError(f"num_train_timesteps: {theirs['num_train_timesteps']} are too many: at most 100000 are read")
     return ProcessConfig.parse(
         {
             "schedule": _choice(theirs, "beta_schedule", {theirs: ours for ours, theirs in _SCHEDULES.items()}),

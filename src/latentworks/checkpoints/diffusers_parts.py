@@ -21,6 +21,12 @@ VERSION = "0.42.1"
 """Of the diffusers these files are compared with."""
 
 _WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_COUNTS = ("layers_per_block", "transformer_layers_per_block", "encoder_layers", "num_hidden_layers")
+_WIDTHS = (
+    "in_channels", "out_channels", "block_out_channels", "latent_channels", "num_vq_embeddings", "vq_embed_dim", "cross_attention_dim",
+    "encoder_hid_dim", "num_class_embeds", "d_model", "head_dim", "encoder_attention_heads", "vocab_size", "max_position_embeddings",
+    "hidden_size", "intermediate_size",
+)  # fmt: skip
 _ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
 
 
@@ -55,8 +61,22 @@ def read_settings(folder: Path, name: str = "config.json") -> dict[str, Any]:
     return read_mapping(folder / name)
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Weights of a part, safetensors if there are any, in one file or in several. Raises: ValueError."""
+def read_weights(folder: Path, given: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Weights of a part, safetensors if there are any, in one file or in several.
+
+    Raises: ValueError; also where the settings ``given`` are larger than all weights, before anything is built by them.
+    """
+    weights = _weights(folder)
+    sides = max((side for value in weights.values() for side in value.shape), default=0)
+    for keys, limit in ((_COUNTS, len(weights)), (_WIDTHS, sides)):
+        for key in keys:
+            values = given[key] if isinstance(given.get(key), list) else [given.get(key)]
+            if len(values) > len(weights) or any(isinstance(value, int | float) and value > limit for value in values):
+                raise ValueError(f"{key}: {str(given[key])[:40]} does not belong to these weights, which are fewer and smaller")
+    return weights
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
     for ending in _ENDINGS:
         for stem in _WEIGHTS:
             if (folder / f"{stem}{ending}").is_file():
@@ -72,7 +92,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def read_first_stage(folder: Path) -> tuple[KLAutoencoder | VQAutoencoder, dict[str, Tensor], dict[str, Any]]:
     """The first stage, to be filled, its weights by our names, without statistics, and its settings. Raises: ValueError."""
     given = read_settings(folder)
-    config, weights = first_stage_config(given), read_weights(folder)
+    config, weights = first_stage_config(given), read_weights(folder, given)
     model = build_first_stage(config)
     assert isinstance(model, KLAutoencoder | VQAutoencoder)
     for name, factor in (("quant_conv", 2), ("post_quant_conv", 1)):
@@ -89,7 +109,7 @@ def read_first_stage(folder: Path) -> tuple[KLAutoencoder | VQAutoencoder, dict[
 def read_unet(folder: Path) -> tuple[UNetParts, dict[str, Tensor], dict[str, Any]]:
     """What the UNet is, its weights by their names, and its settings. Raises: ValueError."""
     given = read_settings(folder)
-    weights = read_weights(folder)
+    weights = read_weights(folder, given)
     if given.get("flip_sin_to_cos") is False and "time_embedding.linear_1.weight" in weights:  # sines first
         sines, cosines = weights["time_embedding.linear_1.weight"].chunk(2, dim=1)
         weights["time_embedding.linear_1.weight"] = torch.cat([cosines, sines], dim=1)

@@ -34,8 +34,9 @@ def save_diffusers(
 
     Without condition an LDMPipeline, with a small image an LDMSuperResolutionPipeline; with text an LDMTextToImagePipeline (which cuts and
     pads every prompt to 77 tokens) where the text transformer was trained jointly on prompts of 77, else a StableDiffusionPipeline, or with
-    a masked image its inpainting one. A first stage alone becomes an AutoencoderKL or a VQModel, a model without first stage a single UNet
-    with its scheduler in ``scheduler/``. These pipelines know one scale of the latents at most: means are folded into the weights.
+    a masked image its inpainting one; a model without tokenizer needs one passed to ``from_pretrained``. A first stage alone becomes an
+    AutoencoderKL or a VQModel, a model without first stage a single UNet with its scheduler in ``scheduler/``. These pipelines know one
+    scale of the latents at most: means are folded into the weights.
     ``size``: pixels a side that it draws. ``spacing`` of DDIM's steps, see `Process.timesteps`. ``dtype`` of the weights on disk.
     Raises: ValueError in one line saying what diffusers has no counterpart of, before anything is written; or if it cannot be written.
     """
@@ -106,12 +107,13 @@ def _pipeline_name(model: LatentDiffusion) -> str:
         case [] if not text:
             return "LDMPipeline"
         case [] if len(text) == 1:
-            config = text[0].config
-            if config.length == PROMPT and not (isinstance(text[0], FrozenTextConditioner) and (config.mask or kl)):  # type: ignore[union-attr]
+            config, frozen = text[0].config, isinstance(text[0], FrozenTextConditioner)
+            fits = config.length == PROMPT or text[0].tokenizer is None  # whoever brings a tokenizer decides then
+            if fits and not (frozen and (config.mask or kl)):  # type: ignore[union-attr]
                 return "LDMTextToImagePipeline"
             if kl:
                 return "StableDiffusionPipeline"
-            what = f"prompts of {config.length} tokens" if config.length != PROMPT else "hidden padding"
+            what = "hidden padding" if fits else f"prompts of {config.length} tokens"
             raise ValueError(f"conditioners: diffusers has no pipeline for {what} and a VQ first stage: {_ALONE}")
         case [LowResConditioner() as small] if not text:
             if small.config.channels == model.first_stage.channels:
