@@ -77,8 +77,8 @@ class LatentDiffusion(nn.Module):
         return Cond.join(conds) if conds else Cond()
 
     def predict(self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Cond) -> Float[Tensor, "b c h w"]:
-        """x0, in float32, as the network sees it in ``x_t`` at step ``t``."""
-        return self.process.to_x0(self.unet(x_t, t, cond), x_t, t)
+        """x0, in float32, as the network sees it in ``x_t`` at step ``t``; the network computes in the type of its weights."""
+        return self.process.to_x0(self.unet(x_t.to(self.unet.conv_in.weight.dtype), t, cond), x_t, t)
 
     def forward(
         self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], batch: Batch, where: Bool[Tensor, " b"] | None = None

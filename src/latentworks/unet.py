@@ -184,16 +184,17 @@ class UNet(nn.Module):
         """
         self._check(x, cond)
         emb = self.time_embed(time_embedding(t, self.config.channels).to(x.dtype))
-        emb = emb if cond.vector is None else emb + cond.vector
+        emb = emb if cond.vector is None else emb + cond.vector.to(x.dtype)
+        context = None if cond.context is None else cond.context.to(x.dtype)
         h = self.conv_in(x if cond.concat is None else torch.cat([x, cond.concat.to(x.dtype)], dim=1))
         skips = [h]
         for stage in self.encoder:
-            h = stage(h, emb, cond.context)
+            h = stage(h, emb, context)
             skips.append(h)
         for stage in self.middle:
-            h = stage(h, emb, cond.context)
+            h = stage(h, emb, context)
         for stage in self.decoder:
-            h = stage(torch.cat([h, skips.pop()], dim=1), emb, cond.context)
+            h = stage(torch.cat([h, skips.pop()], dim=1), emb, context)
         out: Tensor = self.conv_out(nn.functional.silu(self.norm_out(h)))
         return out.to(x.dtype)
 

@@ -39,7 +39,7 @@ class KLAutoencoder(FirstStage):
     def encode_raw(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b r h w"]:
         """Moments of the posterior, float32. Raises: ValueError for a size f does not divide."""
         self.check_size(*x.shape[2:])
-        moments: Tensor = self.quant_conv(self.encoder(x))
+        moments: Tensor = self.quant_conv(self.encoder(x.to(self.quant_conv.weight.dtype)))
         return moments.float()
 
     def to_latent(self, raw: Float[Tensor, "b r h w"], randn_like: RandnLike | None = None) -> Float[Tensor, "b z h w"]:
@@ -48,7 +48,7 @@ class KLAutoencoder(FirstStage):
 
     def decode(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
         """Image of a normalised latent."""
-        return self._decode(self.unnormalise(z))
+        return self._decode(self.unnormalise(z).to(self.post_quant_conv.weight.dtype))
 
     def forward(self, x: Float[Tensor, "b c h w"], randn_like: RandnLike | None = None) -> Reconstruction:
         """Reconstruction from a sample; the regulariser is the KL divergence to N(0, 1), summed over c, h, w, averaged over the batch."""

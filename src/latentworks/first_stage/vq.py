@@ -40,7 +40,7 @@ class VQAutoencoder(FirstStage):
     def encode_raw(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b r h w"]:
         """The latent before quantisation, float32. Raises: ValueError for a size f does not divide."""
         self.check_size(*x.shape[2:])
-        z: Tensor = self.quant_conv(self.encoder(x))
+        z: Tensor = self.quant_conv(self.encoder(x.to(self.quant_conv.weight.dtype)))
         return z.float()
 
     def to_latent(self, raw: Float[Tensor, "b r h w"], randn_like: RandnLike | None = None) -> Float[Tensor, "b z h w"]:
@@ -49,7 +49,8 @@ class VQAutoencoder(FirstStage):
 
     def decode(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
         """Image of a normalised latent: quantised on the unnormalised scale, where the codebook lives."""
-        image: Tensor = self.decoder(self.post_quant_conv(self.quantizer.straight_through(self.unnormalise(z))))
+        z_q = self.quantizer.straight_through(self.unnormalise(z)).to(self.post_quant_conv.weight.dtype)
+        image: Tensor = self.decoder(self.post_quant_conv(z_q))
         return image
 
     def forward(self, x: Float[Tensor, "b c h w"], randn_like: RandnLike | None = None) -> Reconstruction:
