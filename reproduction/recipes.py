@@ -12,9 +12,9 @@ from latentworks.recipes.published import PUBLISHED, unused_output
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 HEAD = """# Recipes
 
-Written by `python reproduction/recipes.py`; `lw info RECIPE` says more about one, `lw plan RECIPE` what it needs. Parameters are in millions:
-ours, counted on PyTorch's meta device, then in brackets what the authors' classes and YAML files come to, counted alike. Their text and
-layout transformers have an output layer that nothing uses; it is in their figures and, after a plus sign, beside ours.
+Written by `python reproduction/recipes.py`; `lw info RECIPE` says more about one, `lw plan RECIPE` what it needs. Parameters are in
+millions: ours, counted on PyTorch's meta device, then in brackets what the authors' classes and YAML files come to, counted alike. Their
+text and layout transformers have an output layer that nothing uses; it is in their figures and, after a plus sign, beside ours.
 
 | Recipe | What it is | Latent | First stage | UNet | Conditioners | The paper |
 |---|---|---|---:|---:|---:|---|
@@ -30,8 +30,9 @@ def row(name: str) -> str:
     cells = []
     for part in ("first_stage", "unet", "conditioners"):
         count = ours.get(part, 0) / 1e6
-        more = f" + {unused / 1e6:.2f}" if unused and part == "conditioners" else ""
-        code = f" ({published.code[part]:.2f})" if published and part in published.code else ""
+        compared = published is not None and part in published.code
+        more = f" + {unused / 1e6:.2f}" if compared and unused and part == "conditioners" else ""
+        code = f" ({published.code[part]:.2f})" if compared else ""
         cells.append(f"{count:.2f}{more}{code}" if count else "")
     paper = f"{published.printed}, {published.table}" if published and published.printed else ""
     return " | ".join([f"| `{name}`", what, latent, *cells, f"{paper} |"])

@@ -191,10 +191,10 @@ def test_sample_writes_its_settings_and_info_shows_them(run, place):
     with Image.open(place / "out" / "red-9.png") as image:
         settings = settings_of(image)
     assert (settings.prompt, settings.negative_prompt, settings.seed, settings.steps, settings.guidance) == ("red", "blue", 9, 2, 2.0)
-    code, out, err = run("info", "model")
+    code, out, _ = run("info", "model", "--json")
     assert code == 0
     assert json.loads(out)["name"] == "openmoji-64"
-    assert "unet 0." in err
+    assert "parameters, unet: 0." in run("info", "model")[1]
     code, out, _ = run("info")
     assert "  openmoji-64-ae " in out
     assert run("info", "openmoji-64-ae")[0] == 0

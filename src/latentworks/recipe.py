@@ -22,6 +22,7 @@ from latentworks.train import TrainConfig
 from latentworks.unet import UNet, UNetConfig
 
 __all__ = [
+    "Assets",
     "DiffusionRecipe",
     "FirstStageRecipe",
     "Intervals",

@@ -2,7 +2,7 @@
 
 import typer
 
-from latentworks.cli import convert, data, inspect, measure, sample, train
+from latentworks.cli import convert, data, inspect, measure, plan, sample, train
 
 __all__ = ["app"]
 
@@ -15,5 +15,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data.app, name="data")
-for command in (train.train, train.encode, sample.sample, sample.demo, measure.evaluate, convert.convert, inspect.info, inspect.doctor):
+for command in (
+    train.train, train.encode, sample.sample, sample.demo, measure.evaluate, convert.convert, inspect.info, plan.plan, inspect.doctor
+):  # fmt: skip
     app.command()(command)

@@ -1,31 +1,48 @@
 """`lw info` and `lw doctor`."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from latentworks.recipe import Assets, Recipe
 
 __all__ = ["doctor", "info"]
 
 
 def info(
     name: Annotated[str | None, typer.Argument(help="A recipe, a bundled model, a model folder or a run folder; none lists them.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print all settings as JSON instead.")] = False,
 ) -> None:
-    """Show the recipes and bundled models, or the settings and size of one.
+    """List the recipes and bundled models, or show the size and cost of one, beside the paper's where it is one of the paper's.
 
-    Example: lw info openmoji-64
+    Example: lw info ldm-4-celebahq-256
     """
-    from latentworks.checkpoints.native import load_folder
-    from latentworks.checkpoints.resolve import bundled, resolve_model
-    from latentworks.config import nearest
-    from latentworks.recipes import RECIPES, get_recipe
+    from latentworks.checkpoints.resolve import bundled
+    from latentworks.recipes import RECIPES
 
     if name is None:
         typer.echo("recipes:")
         for key, make in RECIPES.items():
-            typer.echo(f"  {key:<20} {(make.__doc__ or '').strip().splitlines()[0]}")
+            typer.echo(f"  {key:<{max(map(len, RECIPES))}}  {(make.__doc__ or '').strip().splitlines()[0]}")
         typer.echo("bundled models: " + (", ".join(bundled()) or "none"))
         return
+    recipe, assets = _find(name)
+    typer.echo(recipe.model_dump_json(indent=2) if json else "\n".join(_describe(recipe, assets)))
+
+
+def _find(name: str) -> "tuple[Recipe, Assets]":
+    """The recipe of a model with its assets, or of a name or file. Raises: ValueError naming the nearest one."""
+    from latentworks.checkpoints.native import read_assets
+    from latentworks.checkpoints.resolve import bundled, resolve_model
+    from latentworks.config import nearest
+    from latentworks.recipe import read_recipe
+    from latentworks.recipes import RECIPES, get_recipe
+
+    if Path(name).suffix in (".json", ".yaml", ".yml"):
+        return get_recipe(name), {}
     try:
         folder = resolve_model(name)
     except ValueError:
@@ -33,12 +50,32 @@ def info(
             raise
         if name not in RECIPES:
             raise ValueError(f"no model or recipe {name!r}: {nearest(name, [*RECIPES, *bundled()])}") from None
-        typer.echo(get_recipe(name).model_dump_json(indent=2))
-        return
-    model, recipe = load_folder(folder)
-    typer.echo(recipe.model_dump_json(indent=2))
-    parts = {part: sum(p.numel() for p in module.parameters()) for part, module in model.named_children()}
-    typer.echo("parameters: " + ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in parts.items() if count), err=True)
+        return get_recipe(name), {}
+    return read_recipe(folder / "recipe.json"), read_assets(folder)
+
+
+def _describe(recipe: "Recipe", assets: "Assets") -> Iterator[str]:
+    from latentworks.costs.count import count
+    from latentworks.recipes import RECIPES
+    from latentworks.recipes.published import PUBLISHED, unused_output
+
+    cost, paper = count(recipe, assets), PUBLISHED.get(recipe.name)
+    make = RECIPES.get(recipe.name)
+    yield f"{recipe.name}: {(make.__doc__ or '').strip().splitlines()[0] if make else recipe.kind}"
+    channels, height, width = cost.latent
+    yield f"latent: {channels} x {height} x {width} of {recipe.data.out_size} px, f = {recipe.data.out_size // height}"
+    for part, parameters in cost.parameters.items():
+        unused = unused_output(recipe) if part == "conditioners" else 0
+        beside = f"; {paper.code[part]:.2f} M in the authors' code" if paper and part in paper.code else ""
+        beside += f", with {unused / 1e6:.2f} M of an output layer that nothing uses" if beside and unused else ""
+        yield f"parameters, {part}: {parameters / 1e6:.2f} M{beside}"
+    if paper and paper.printed:
+        yield f"parameters, the paper: {paper.printed} ({paper.table})"
+    passes = {"denoising step": cost.denoise, "training step": cost.train, "encoding": cost.encode, "decoding": cost.decode}
+    for what, operations in passes.items():
+        if operations:
+            yield f"{what}: {operations / 1e9:,.1f} GFLOP an image"
+    yield "a multiply-add counts as two operations; training is forwards and backwards, latents cached; --json prints all settings"
 
 
 def doctor() -> None:

@@ -1,4 +1,4 @@
-"""Named recipes. Adding one is a function in a file here and a line in `RECIPES`."""
+"""Named recipes. Adding one is a function in a file here and a line in `RECIPES` (or in the table of its file, which is part of it)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,9 @@ from pathlib import Path
 from latentworks.config import merge, nearest, read_mapping
 from latentworks.recipe import Recipe, parse_recipe
 from latentworks.recipes import small
+from latentworks.recipes.first_stages import FIRST_STAGES
+from latentworks.recipes.paper import PAPER
+from latentworks.recipes.sweeps import SWEEPS
 
 __all__ = ["RECIPES", "get_recipe"]
 
@@ -15,6 +18,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "openmoji-64": small.openmoji_64,
     "class-64": small.class_64,
     "unconditional-64": small.unconditional_64,
+    **FIRST_STAGES,
+    **PAPER,
+    **SWEEPS,
 }
 
 
