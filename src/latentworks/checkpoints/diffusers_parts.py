@@ -15,7 +15,7 @@ from latentworks.config import read_mapping
 from latentworks.first_stage import KLAutoencoder, VQAutoencoder, build_first_stage
 from latentworks.unet import UNet
 
-__all__ = ["Part", "read_first_stage", "read_settings", "read_unet", "read_weights", "unet_weights", "write_part"]
+__all__ = ["VERSION", "Part", "read_first_stage", "read_settings", "read_unet", "read_weights", "unet_weights", "write_part"]
 
 VERSION = "0.42.1"
 """Of the diffusers these files are compared with."""
