@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
@@ -180,3 +181,19 @@ def test_weights_in_several_files(tmp_path):
     index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "../elsewhere.safetensors")}))
     with pytest.raises(ValueError, match="must name files of this folder"):
         load_diffusers(tmp_path / "vq")
+
+
+PARTS = ["model_index.json", "unet/config.json", "vqvae/config.json", "bert/config.json", "scheduler/scheduler_config.json"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_no_value_of_a_setting_crashes(part, tmp_path):
+    """Each setting replaced by values of other kinds: a model, or a ValueError."""
+    save_diffusers(model([text(77)]), tmp_path / "out")
+    file = tmp_path / "out" / part
+    before = file.read_text()
+    for key in json.loads(before):
+        for value in (None, -1, 10**20, "x", ["x", 1]):
+            file.write_text(json.dumps(json.loads(before) | {key: value}))
+            with suppress(ValueError):
+                load_diffusers(tmp_path / "out")

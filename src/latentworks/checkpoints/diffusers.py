@@ -127,7 +127,8 @@ def _pipeline(folder: Path) -> Imported:
     if name not in _PIPELINES:
         raise ValueError(f"the pipeline {name} has no counterpart here: {nearest(name, list(_PIPELINES))}")
     parts = _PIPELINES[name]
-    process = _read(folder / "scheduler", lambda path: process_config(read_settings(path, "scheduler_config.json")))
+    scheduler = _read(folder / "scheduler", lambda path: read_settings(path, "scheduler_config.json"))
+    process = _read(folder / "scheduler", lambda _: process_config(scheduler))
     with without_weights():
         first_stage, tensors, given = _read(folder / parts.first_stage, read_first_stage)
         unet, weights, settings = _read(folder / "unet", read_unet)
@@ -141,7 +142,10 @@ def _pipeline(folder: Path) -> Imported:
         first_stage.set_statistics(torch.zeros(first_stage.channels), torch.tensor(1 / scale))
         model = _assemble(first_stage, tensors, unet, weights, process, conditioners)
     side = _side(settings, 256 // first_stage.factor) * first_stage.factor
-    return Imported(model, side // 8 * first_stage.factor if name == "LDMTextToImagePipeline" else side)
+    notes = ["the safety checker is left out"] if any(index.get("safety_checker") or []) else []
+    if scheduler.get("clip_sample", False) or scheduler.get("thresholding"):
+        notes.append("its scheduler clips x0 while drawing, which no sampler of ours does")
+    return Imported(model, side // 8 * first_stage.factor if name == "LDMTextToImagePipeline" else side, tuple(notes))
 
 
 def _text(
@@ -195,7 +199,8 @@ def _unet(folder: Path) -> Imported:
         conditioners += [(conditioner, {}) for conditioner in _joined(unet, "anything")]
         first_stage = IdentityFirstStage(IdentityConfig(in_channels=unet.channels))
         model = _assemble(first_stage, {}, unet, weights, process, conditioners)
-    return Imported(model, _side(settings, 64))
+    notes = () if scheduler.is_dir() else ("a UNet alone says nothing of its diffusion process: the default one is taken",)
+    return Imported(model, _side(settings, 64), notes)
 
 
 def _assemble(

@@ -90,7 +90,10 @@ def frozen_conditioner(
         }
     )
     assets = {"encoder.json": json.dumps({key: value for key, value in given.items() if key not in ("dtype", "torch_dtype")})}
-    conditioner = load_frozen_text(config, assets | ({} if vocabulary is None else {"tokenizer.json": vocabulary.to_str()}))
+    try:
+        conditioner = load_frozen_text(config, assets | ({} if vocabulary is None else {"tokenizer.json": vocabulary.to_str()}))
+    except Exception as error:  # transformers raises of many kinds
+        raise ValueError(f"no {name} can be made of its config.json: {' '.join(str(error).split())[:200]}") from None
     own = conditioner.encoder.state_dict()
     known = {re.sub(r"^text_model\.", "", key): value for key, value in weights.items()}
     known.pop("embeddings.position_ids", None)  # a count, which older files hold
