@@ -93,10 +93,10 @@ def test_info_shows_the_papers_figures_beside_ours(monkeypatch, capsys):
 
 
 def test_plan_says_memory_time_and_days(monkeypatch, capsys):
-    code, out, _ = lw(monkeypatch, capsys, "plan", "ldm-4-celebahq-256", "--no-measure")
+    code, out, _ = lw(monkeypatch, capsys, "plan", "vq-f4", "--no-measure")
     assert code == 0
-    assert re.search(r"training ldm-4-celebahq-256, batch 48, 256 px, \w+: [\d.]+ GB", out)
-    assert re.search(r"V100-days: [\d.]+ \(the paper, Table 18: 14.4\)", out)
+    assert re.search(r"training vq-f4, batch 8, 256 px, \w+: [\d.]+ GB", out)
+    assert re.search(r"V100-days: [\d.]+ \(the paper, Table 18: 29\)", out)
     assert "time here" not in out
     tiny = [argument for override in FIRST_STAGE for argument in ("--set", override)]
     code, out, _ = lw(monkeypatch, capsys, "plan", "openmoji-64-ae", *tiny, "--batch", "2", "--size", "16")

@@ -34,11 +34,12 @@ def parameters(recipe: Recipe, assets: Assets | None = None) -> dict[str, int]:
         return _parameters(Rehearsal(recipe, assets))
 
 
-def training_operations(recipe: Recipe) -> int:
-    """`Cost.train` alone."""
+def training_operations(recipe: Recipe, cached: bool = True) -> int:
+    """`Cost.train` alone; latents that are not ``cached`` are encoded for every step."""
     with torch.device("meta"):
         rehearsal = Rehearsal(recipe)
-        return _operations(lambda: rehearsal.train(1))
+        encodes = isinstance(rehearsal.model, LatentDiffusion) and not cached
+        return _operations(lambda: rehearsal.train(1)) + (_operations(lambda: rehearsal.encode(1)) if encodes else 0)
 
 
 def count(recipe: Recipe, assets: Assets | None = None) -> Cost:

@@ -16,12 +16,12 @@ from latentworks.conditioners import (
     TextConditioner,
     TextConfig,
 )
-from latentworks.costs.count import count, training_operations
+from latentworks.costs.count import training_operations
 from latentworks.costs.rehearsal import Rehearsal
 from latentworks.first_stage import FirstStage, IdentityConfig
 from latentworks.model import LatentDiffusion
 from latentworks.nn.perceptual import LPIPSConfig, NoPerceptualConfig
-from latentworks.recipe import DiffusionRecipe, FirstStageRecipe, Recipe, build_model, build_objective
+from latentworks.recipe import FirstStageRecipe, Recipe, build_model, build_objective
 from latentworks.train import make_accelerator, train
 from latentworks.types import Batch
 
@@ -58,13 +58,18 @@ class Constant:
 
 
 def twin(recipe: Recipe) -> Twin:
-    """The widest one whose step stays in `BUDGET`, with the recipe's own width and batch if these do. Raises: ValueError as `count`."""
+    """The widest one whose step stays in `BUDGET`, with the recipe's own width and batch if these do.
+
+    Where channels or heads do not divide, it is the next narrower one. Raises: ValueError as `count`.
+    """
     with torch.device("meta"):
         latent = Rehearsal(recipe).latent
     for divisor in (1, 2, 4, 8, 16):
         try:
             narrow = _narrow(recipe, divisor, latent)
-        except ValueError:  # its channels or heads do not divide
+        except ValueError:
+            if divisor == 1:  # not the narrowing is at fault
+                raise
             continue
         divided, operations = divisor, training_operations(narrow)
         if operations <= BUDGET:
@@ -102,9 +107,9 @@ def v100_days(recipe: Recipe) -> float:
 
     Images are encoded at every step, as the authors' loop has no latent cache.
     """
-    config, cost = recipe.train, count(recipe)
-    each = cost.train + (cost.encode if isinstance(recipe, DiffusionRecipe) else 0)
-    return config.steps * config.batch * config.accumulate * each / A100_SPEED / 86_400 * V100_PER_A100
+    config = recipe.train
+    operations = config.steps * config.batch * config.accumulate * training_operations(recipe, cached=False)
+    return operations / A100_SPEED / 86_400 * V100_PER_A100
 
 
 def _narrow(recipe: Recipe, divisor: int, latent: tuple[int, int, int]) -> Recipe:
