@@ -75,6 +75,17 @@ def test_without_a_yaml_what_weights_show_is_inferred_and_the_rest_is_asked_for(
         load_compvis(file, settings={"heads": 8, **answers})
 
 
+def test_weights_that_are_arranged_otherwise_are_named_in_one_line(golden, tmp_path):
+    state = torch.load(golden / "uncond-vq-f4" / "model.ckpt", weights_only=True)["state_dict"]
+    for part in ("first_stage_model.post_quant_conv", "model.diffusion_model.out.2", "first_stage_model.encoder.down.1.block"):
+        torch.save({key: value for key, value in state.items() if not key.startswith(part)}, tmp_path / "a.ckpt")
+        with pytest.raises(ValueError, match=r"not arranged as a UNet's or a first stage's .*: give their YAML"):
+            load_compvis(tmp_path / "a.ckpt")
+    torch.save({"encoder.conv_in.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "b.ckpt")
+    with pytest.raises(ValueError, match=r"it is missing; give the authors' config\.yaml"):
+        load_compvis_first_stage(tmp_path / "b.ckpt")
+
+
 def test_a_first_stage_without_a_yaml(golden, tmp_path):
     for name in ("uncond-vq-f4", "text-crossattn-kl-f8", "inpaint-concat-vq-f4"):
         whole = load_compvis(golden / name / "model.ckpt", golden / name / "config.yaml").first_stage

@@ -55,7 +55,7 @@ def text_config() -> CLIPTextConfig:
 def test_a_file_needs_no_yaml(tmp_path, vocabulary, suffix):
     state, path = sd_state(), tmp_path / f"v1.{suffix}"
     save_file(state, path) if suffix == "safetensors" else torch.save({"state_dict": state}, path)
-    imported = read_compvis(path, tokenizer=read_tokenizer(vocabulary))
+    imported = read_compvis(path, tokenizer=vocabulary)
     model = imported.model
     assert imported.size == 512
     assert model.unet.config.heads == 8

@@ -52,7 +52,7 @@ def load_compvis(
     ckpt: str | Path,
     config: YAML | None = None,
     ema: bool = True,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> LatentDiffusion:
@@ -61,7 +61,8 @@ def load_compvis(
     ``config``: default the file of the same name that ends in .yaml; without one, what the weights show is inferred, and the rest is asked
     for by name. ``ema``: take the averaged weights where the
     file has both (some files hold only the averaged ones, under the names of the raw ones). ``tokenizer``: for text models, whose files
-    carry none (theirs is bert-base-uncased; CLIP's is found in open-clip-torch); without it only ``batch["tokens"]`` can be given.
+    carry none, or the file or folder of one (theirs is bert-base-uncased; CLIP's is found in open-clip-torch); without it only
+    ``batch["tokens"]`` can be given.
     ``settings``: values of the YAML to set or change, by their name, e.g. ``{"num_heads": 8}``. ``dtype`` of the weights.
     Raises: ValueError naming what cannot be read, what is not supported, and every key without a counterpart on either side.
     """
@@ -88,7 +89,7 @@ def read_compvis(
     ckpt: str | Path,
     config: YAML | None = None,
     ema: bool = True,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Imported:
@@ -98,7 +99,9 @@ def read_compvis(
     if config is None and path.with_suffix(".yaml").is_file():
         config = path.with_suffix(".yaml")
     if tokenizer is None and path.with_suffix(VOCABULARY).is_file():
-        tokenizer = read_tokenizer(path.with_suffix(VOCABULARY))
+        tokenizer = path.with_suffix(VOCABULARY)
+    if isinstance(tokenizer, str | Path):
+        tokenizer = read_tokenizer(Path(tokenizer))
     if "encoder.conv_in.weight" in state:
         return _read_first_stage(state, config, dtype)
     given = dict(settings or {})
@@ -116,11 +119,11 @@ def read_compvis(
 
 
 def _read_first_stage(state: dict[str, Tensor], config: YAML | None, dtype: torch.dtype) -> Imported:
-    values = infer_first_stage(state, "") if config is None else _model(config)
     try:
+        values = infer_first_stage(state, "") if config is None else _model(config)
         parsed = first_stage_config(values, 3)
     except KeyError as error:
-        raise ValueError(f"{error.args[0]}: the YAML lacks it; give the authors' config.yaml of this checkpoint") from None
+        raise ValueError(f"{error.args[0]}: it is missing; give the authors' config.yaml of this checkpoint") from None
     with without_weights():
         model = build_first_stage(parsed)
     if not isinstance(model, KLAutoencoder | VQAutoencoder):

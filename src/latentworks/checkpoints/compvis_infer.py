@@ -55,6 +55,13 @@ def with_settings(params: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
 
 def infer_params(state: State, settings: Mapping[str, Any]) -> dict[str, Any]:
     """``model.params`` of a latent diffusion model's weights. Raises: ValueError naming every setting that has to be given."""
+    try:
+        return _infer_params(state, settings)
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"config: the weights are not arranged as a UNet's or a first stage's ({error}): give their YAML") from None
+
+
+def _infer_params(state: State, settings: Mapping[str, Any]) -> dict[str, Any]:
     if f"{UNET}input_blocks.0.0.weight" not in state or f"{FIRST_STAGE}encoder.conv_in.weight" not in state:
         raise ValueError("config: these are no weights of a latent diffusion model with its first stage; if they are, give their YAML")
     net, first_stage = _unet(state), infer_first_stage(state, FIRST_STAGE)
@@ -79,9 +86,11 @@ def infer_params(state: State, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _schedule(state: State) -> dict[str, Any]:
     """The noise schedule, from the buffer that has its betas."""
-    if "betas" not in state:
+    if "betas" not in state or state["betas"].ndim != 1 or len(state["betas"]) < 2:
         return {}
     betas = state["betas"].double()
+    if not bool(((betas > 0) & (betas < 1)).all()) or betas[0] > betas[-1]:
+        return {}
     ends = {"T": len(betas), "beta_start": float(f"{betas[0]:.6g}"), "beta_end": float(f"{betas[-1]:.6g}")}
     for theirs, ours in SCHEDULES.items():
         process = Process(ProcessConfig.parse({**({} if ours == "cosine" else ends), "T": len(betas), "schedule": ours}))

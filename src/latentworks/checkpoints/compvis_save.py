@@ -33,6 +33,8 @@ def save_compvis(model: LatentDiffusion | FirstStage, file: str | Path, size: in
     config, notes = to_yaml(model, size)
     tensors = _tensors(model)
     vocabulary = _vocabulary(model)
+    if isinstance(model, FirstStage) and model.normalised:
+        notes.append("the statistics of latents are left out: the authors keep them with the model that is trained on them")
     if path.suffix == ".safetensors":
         write_tensors(path, tensors)
     else:
