@@ -89,6 +89,7 @@ DAMAGED = {
     "long header": ((17 << 20).to_bytes(8, "little") + bytes(18 << 20), "more than is allowed"),
     "no JSON": (header(b"{'a'"), "Expecting property name"),
     "no text": (header(b"\xff{}"), "decode|invalid|Expecting"),
+    "another encoding": (header('{"a": 1}'.encode("utf-16-be")), "not described|Expecting|invalid|decode"),
     "a list": (header([]), "is no mapping"),
     "deep": (header(b"[" * 200_000), "nested too deeply"),
     "twice": (header(b'{"a":{},"a":{}}'), "occurs twice"),

@@ -17,6 +17,9 @@ LARGEST = 1 << 20
 MOST = 20_000
 """Most values a YAML file may hold."""
 
+DEEPEST = 50
+"""Most levels of a YAML file; the authors' have 6."""
+
 _KINDS = ("str", "int", "float", "bool", "null", "map", "seq", "merge")
 """YAML's kinds of values that settings are made of; others (dates, binaries, objects) are refused."""
 
@@ -120,15 +123,21 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Stops where a file has more values than settings do: each takes a thousand bytes while it is read."""
+    """Stops where a file has more values, or deeper ones, than settings do: each takes a thousand bytes while it is read."""
 
     nodes = 0
+    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self.nodes += 1
         if self.nodes > MOST:
             raise ValueError(f"more than {MOST} values")
-        return super().compose_node(parent, index)
+        if self.depth == DEEPEST:
+            raise ValueError(f"it is nested too deeply: more than {DEEPEST} levels")
+        self.depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _read_yaml(text: str) -> Any:

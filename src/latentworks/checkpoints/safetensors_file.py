@@ -56,7 +56,7 @@ def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
     if length > min(HEADER, file.size - 8):
         raise ValueError(f"its header should have {length} bytes: more than {'the file' if length > file.size - 8 else 'is allowed'}")
     try:
-        header = json.loads(file.bytes(8, length), object_pairs_hook=_unique, parse_constant=_refuse)
+        header = json.loads(file.bytes(8, length).decode(), object_pairs_hook=_unique, parse_constant=_refuse)
     except RecursionError:
         raise ValueError("its header is nested too deeply") from None
     if not isinstance(header, dict):
