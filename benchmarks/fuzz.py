@@ -236,7 +236,10 @@ def cover() -> dict[str, float]:
     return shares
 
 
-_NOT_READING = ("release", "write_safetensors", "nearest", "Config", "_explain", "_path", "_siblings", "_models_in", "merge", "_key", "_number", "_read_json", "_unique")
+_NOT_READING = (
+    *("release", "write_safetensors", "nearest", "Config", "_explain", "_path", "_siblings", "_models_in", "merge", "_key", "_number"),
+    *("_read_json", "_unique"),
+)
 
 
 def _lines(path: Path, names: tuple[str, ...]) -> set[int]:
