@@ -189,7 +189,8 @@ def _stamps(categories: int) -> Stamp:
         turned = masters[category].rotate(degrees, Image.Resampling.BICUBIC, expand=True)
         turned = turned.crop(turned.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox())
         scale = side / max(turned.size)
-        return turned.resize(tuple(max(1, round(length * scale)) for length in turned.size), Image.Resampling.LANCZOS)
+        width, height = (max(1, round(length * scale)) for length in turned.size)
+        return turned.resize((width, height), Image.Resampling.LANCZOS)
 
     return stamp
 
