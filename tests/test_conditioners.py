@@ -31,7 +31,7 @@ def seeded():
     torch.manual_seed(0)
 
 
-def no_encode(image: Tensor) -> Tensor:
+def no_encode(image: Tensor, normalised: bool = True) -> Tensor:
     raise AssertionError("this conditioner needs no first stage")
 
 

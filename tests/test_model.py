@@ -5,7 +5,17 @@ import torch
 from safetensors.torch import load_file
 
 from latentworks.checkpoints.compvis import load_compvis
-from latentworks.conditioners import LabelConditioner, LabelConfig, TextConditioner, TextConfig
+from latentworks.conditioners import (
+    LabelConditioner,
+    LabelConfig,
+    LayoutConfig,
+    LowResConfig,
+    MaskedImageConfig,
+    SegmentationConfig,
+    TextConditioner,
+    TextConfig,
+    build_conditioner,
+)
 from latentworks.diffusion.process import Process, ProcessConfig
 from latentworks.first_stage import IdentityConfig, KLAutoencoder, KLConfig, build_first_stage
 from latentworks.model import LatentDiffusion
@@ -57,6 +67,7 @@ def test_latent_comes_from_the_nearest_source():
     image = torch.rand(2, 3, 8, 8) * 2 - 1
     raw = model.first_stage.encode_raw(image)
     torch.testing.assert_close(model.latent({"image": image}), model.encode(image))
+    torch.testing.assert_close(model.encode(image, normalised=False), raw[:, :3])
     torch.testing.assert_close(model.latent({"raw": raw, "image": torch.zeros(2, 3, 8, 8)}), model.encode(image))
     given = torch.randn(2, 3, 4, 4)
     assert model.latent({"latent": given, "raw": raw}) is given
@@ -106,6 +117,35 @@ def test_several_conditioners_join():
     assert cond.context.shape == (2, 7, 16)
     assert cond.vector.shape == (2, 128)
     assert model.predict(torch.randn(2, 3, 4, 4), torch.tensor([1, 2]), cond).shape == (2, 3, 4, 4)
+
+
+def test_conditions_of_every_kind_reach_the_unet_and_can_be_dropped():
+    sizes = {"width": 16, "layers": 1, "heads": 2, "head_channels": 8, "length": 8, "vocabulary": 100}
+    configs = [
+        LabelConfig(classes=3, width=128, route="vector"),
+        LayoutConfig(classes=3, **sizes),
+        SegmentationConfig(classes=3, stages=1),
+        LowResConfig(),
+        MaskedImageConfig(convention="sd"),
+    ]
+    model = small([build_conditioner(config) for config in configs]).eval()
+    assert model.unet.gives == Gives(concat=3 + 3 + 4, context=16, vector=128)
+    batch = {
+        "label": torch.tensor([0, 1]),
+        "boxes": [[{"x": 0.1, "y": 0.1, "width": 0.5, "height": 0.5, "label": 2}]] * 2,
+        "segmentation": torch.randint(3, (2, 8, 8)),
+        "low_res": torch.randn(2, 3, 4, 4),
+        "mask": torch.rand(2, 1, 8, 8) > 0.5,
+        "image": torch.rand(2, 3, 8, 8),
+    }
+    cond, dropped = model.condition(batch), model.condition(batch, torch.tensor([False, True]))
+    assert model.predict(torch.randn(2, 3, 4, 4), torch.tensor([1, 2]), cond).shape == (2, 3, 4, 4)
+    for kept, none in zip(cond, dropped, strict=True):
+        torch.testing.assert_close(kept[0], none[0])
+        assert not torch.allclose(kept[1], none[1])
+    for field in ("label", "boxes", "segmentation", "low_res", "mask"):
+        with pytest.raises(ValueError, match=f"^{field}: "):
+            model.condition({name: value for name, value in batch.items() if name != field}, torch.tensor([False, True]))
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])

@@ -40,6 +40,25 @@ def test_a_model_folder_comes_back_as_it_was(folder):
     load_folder(folder)
 
 
+@pytest.mark.parametrize(
+    "conditioner",
+    [
+        "{kind: layout, classes: 3, width: 16, layers: 1, length: 8, vocabulary: 99, names: [a, b, c], attributes: [group]}",
+        "{kind: segmentation, classes: 3}",
+        "{kind: low_res}",
+        "{kind: masked_image, channels: 2, convention: sd}",
+    ],
+)
+def test_every_conditioner_comes_back(tmp_path, conditioner):
+    model, recipe = diffusion_model(f"conditioners=[{conditioner}]", "unet.attention_order=qkv", name="unconditional-64")
+    save_folder(tmp_path, model, recipe)
+    again, recipe_again = load_folder(tmp_path)
+    assert recipe_again == recipe
+    assert again.conditioners[0].config == model.conditioners[0].config
+    ours, theirs = model.state_dict(), again.state_dict()
+    assert [key for key in ours | theirs if not torch.equal(ours[key], theirs[key])] == []
+
+
 def test_half_precision_halves_the_weights_but_not_the_statistics(folder):
     model, recipe = load_folder(folder)
     model.first_stage.set_statistics(torch.tensor([0.1, 0.2]), torch.tensor(1 / 3))

@@ -139,6 +139,24 @@ def test_qkv_channels_are_ordered_head_first():
     assert (change[16:] < 1e-6).all()
 
 
+@pytest.mark.parametrize("order", ["head", "qkv"])
+def test_attention_block_equals_its_formula_head_by_head(order):
+    """QKVAttentionLegacy and QKVAttention of openai/guided-diffusion, written with slices and loops."""
+    c, heads = 12, 3
+    block, d = randomise(AttentionBlock(c, heads, groups=4, order=order)), c // heads
+    x = torch.randn(2, c, 2, 3)
+    flat = x.flatten(2)
+    qkv = torch.einsum("oc,bcl->bol", block.qkv.weight[:, :, 0], block.norm(flat)) + block.qkv.bias[:, None]
+    out = []
+    for head in range(heads):
+        starts = [(3 * head + i) * d for i in range(3)] if order == "head" else [i * c + head * d for i in range(3)]
+        q, k, v = (qkv[:, start : start + d] for start in starts)
+        weights = torch.einsum("bdl,bdm->blm", q, k).div(d**0.5).softmax(-1)
+        out.append(torch.einsum("blm,bdm->bdl", weights, v))
+    projected = torch.einsum("oc,bcl->bol", block.proj_out.weight[:, :, 0], torch.cat(out, dim=1)) + block.proj_out.bias[:, None]
+    torch.testing.assert_close(block(x), x + projected.view_as(x), rtol=1e-5, atol=1e-6)
+
+
 def test_linear_attention_equals_its_formula():
     block = randomise(LinearAttnBlock(8))
     x = torch.randn(2, 8, 3, 4)

@@ -37,6 +37,12 @@ def unconditional():
     return Pipeline(model, recipe.sampling, 16)
 
 
+@pytest.fixture(scope="module")
+def of_maps():
+    model, recipe = diffusion_model("conditioners=[{kind: segmentation, classes: 3, stages: 1}]", name="unconditional-64")
+    return Pipeline(model, recipe.sampling, 16)
+
+
 def latents(pipeline, request):
     """The final latents of all images of a request, batch by batch."""
     request = SampleRequest(**request)
@@ -130,6 +136,7 @@ REFUSED = [
     ("of_classes", {"label": 3}, "label: 3 is not a class of this model: use 0 to 2"),
     ("pipeline", {"label": 1}, "label: this model takes no class; it takes text"),
     ("unconditional", {"guidance": 2.0}, "guidance: 2.0 needs a condition to guide towards"),
+    ("of_maps", {}, "segmentation: this model needs it, and no request can carry it yet: use model.condition in Python"),
     ("pipeline", {"guidance": 1.0, "negative_prompt": "red"}, "negative_prompt: without guidance it has no effect"),
     ("pipeline", {"guidance": float("nan")}, "guidance scale: nan is not a finite number"),
     ("pipeline", {"eta": 0.5}, "eta: 0.5 belongs to the sampler ddim"),

@@ -69,6 +69,12 @@ REFUSED = {
         {"first_stage": "stage"},
         "vocabulary: 99 cannot hold the 256 bytes",
     ),
+    "no reader": (
+        lambda: ldm("conditioners=[{kind: layout, classes: 3}]"),
+        "data",
+        {"first_stage": "stage"},
+        "conditioners.0.kind: layout cannot be trained from a folder yet, .*: use label, text or frozen_text",
+    ),
     "from another kind": (ae, "data", {"from_model": "ldm"}, "--from: openmoji-64 is a latent_diffusion model, but another kind"),
     "from another width": (
         lambda: ae("first_stage.channels=32"),

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from latentworks.checkpoints.compvis import load_compvis, rename
+from latentworks.nn.attention import AttentionBlock
 from latentworks.types import Cond, Gives
 from latentworks.unet import UNet, UNetConfig, time_embedding
 
@@ -143,6 +144,12 @@ def test_a_missing_superfluous_or_misfitting_route_is_named():
         plain(torch.randn(1, 3, 5, 4), t[:1], Cond())
 
 
+def test_the_attention_order_reaches_every_block():
+    unet = UNet(TINY.replace(attention_order="qkv"), 3, Gives())
+    orders = {module.order for module in unet.modules() if isinstance(module, AttentionBlock)}
+    assert orders == {AttentionBlock(32, 2, order="qkv").order} != {AttentionBlock(32, 2).order}
+
+
 def test_a_vector_must_be_as_wide_as_the_time_embedding():
     with pytest.raises(ValueError, match=r"^vector: .*128"):
         UNet(TINY, 3, Gives(vector=64))
@@ -171,6 +178,7 @@ def test_heads():
         ({"heads": 4, "head_channels": 32}, "give one of them"),
         ({"depth": 0}, "depth"),
         ({"dropout": 1}, "dropout"),
+        ({"attention_order": "new"}, "attention_order"),
         ({"scale_shfit": True}, "did you mean 'scale_shift'"),
     ],
 )

@@ -63,9 +63,10 @@ class LatentDiffusion(nn.Module):
         return self.first_stage.to_latent(raw, randn_like)
 
     @torch.no_grad()
-    def encode(self, image: Float[Tensor, "b c H W"]) -> Float[Tensor, "b z h w"]:
-        """Normalised latent of an image in [-1, 1]: the mode of the posterior."""
-        return self.first_stage.to_latent(self.first_stage.encode_raw(image))
+    def encode(self, image: Float[Tensor, "b c H W"], normalised: bool = True) -> Float[Tensor, "b z h w"]:
+        """Latent of an image in [-1, 1]: the mode of the posterior, normalised unless told otherwise."""
+        latent = self.first_stage.to_latent(self.first_stage.encode_raw(image))
+        return latent if normalised else self.first_stage.unnormalise(latent)
 
     def condition(self, batch: Batch, where: Bool[Tensor, " b"] | None = None) -> Cond:
         """The condition of a batch, dropped ("no condition") where true. Raises: ValueError when a field is missing."""

@@ -119,6 +119,8 @@ class Pipeline:
     def resolve(self, request: SampleRequest) -> SampleRequest:
         """The request with the model's defaults filled in. Raises: ValueError for what this model cannot do, before anything is drawn."""
         takes = self._fields()
+        if beyond := sorted(takes.keys() - {"text", "label"}):
+            raise ValueError(f"{beyond[0]}: this model needs it, and no request can carry it yet: use model.condition in Python")
         for name, field in (("prompt", "text"), ("negative_prompt", "text"), ("label", "label")):
             if getattr(request, name) is not None and field not in takes:
                 what = {"text": "text", "label": "class"}[field]

@@ -11,6 +11,7 @@ from latentworks.checkpoints.resolve import resolve_model
 from latentworks.checkpoints.start import start_from
 from latentworks.conditioners import (
     Conditioner,
+    ConditionerConfig,
     FrozenTextConditioner,
     FrozenTextConfig,
     LabelConfig,
@@ -160,12 +161,17 @@ def _check_side(field: str, side: int, multiple: int) -> None:
         raise ValueError(f"{field}: {side} is not divisible by {multiple}, the factor by which the networks reduce images: use {near}")
 
 
-def _conditioner(config: LabelConfig | TextConfig | FrozenTextConfig, index: int, request: RunRequest, source: FolderSource) -> Conditioner:
+def _conditioner(config: ConditionerConfig, index: int, request: RunRequest, source: FolderSource) -> Conditioner:
     """A conditioner of a config with the data's classes or vocabulary; a fine-tuned model keeps its own vocabulary."""
     if isinstance(config, LabelConfig):
         if not source.classes:
             raise ValueError(f"{request.data} has no classes: give one sub-folder for each class, or a label in metadata.jsonl")
         return build_conditioner(config.replace(classes=len(source.classes), names=source.classes))
+    if not isinstance(config, TextConfig | FrozenTextConfig):
+        raise ValueError(
+            f"conditioners.{index}.kind: {config.kind} cannot be trained from a folder yet, which gives captions and classes: "
+            "use label, text or frozen_text"
+        )
     if not any(entry.text for entry in source.entries):
         raise ValueError(f"{request.data} has no captions: give a .txt beside each image, or a text in metadata.jsonl")
     if isinstance(config, FrozenTextConfig):

@@ -1,19 +1,33 @@
 """The words every part shares: a batch of data, a condition in its three routes, a denoiser and a sampling step."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, Required, TypedDict
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-__all__ = ["Batch", "Cond", "Denoise", "Gives", "Predict", "RandnLike", "Step"]
+__all__ = ["Batch", "Box", "Cond", "Denoise", "Gives", "Predict", "RandnLike", "Step"]
 
 RandnLike = Callable[[Tensor], Tensor]
 """Standard normal noise of the shape, dtype and device of its argument; where it comes from is the caller's matter."""
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """(x_t ``b c h w``, t ``b``) -> x0 ``b c h w``, with the condition already closed over."""
+
+
+class Box(TypedDict, total=False):
+    """An object in an image: top-left corner and size, relative to the image (0 to 1), its class, and what annotators say of it."""
+
+    x: Required[float]
+    y: Required[float]
+    width: Required[float]
+    height: Required[float]
+    label: Required[int | str]
+    group: bool  # several objects in one box
+    occluded: bool
+    depiction: bool  # a drawing or a statue of it
+    inside: bool  # seen from within
 
 
 class Batch(TypedDict, total=False):
@@ -27,11 +41,11 @@ class Batch(TypedDict, total=False):
     text_features: Float[Tensor, "b l d"]  # a frozen text encoder's output, cached by unique caption
     tokens: Int[Tensor, "b l"]
     label: Int[Tensor, " b"]
-    boxes: list[list[dict[str, float]]]
-    segmentation: Int[Tensor, "b h w"]
+    boxes: list[list[Box]]
+    segmentation: Int[Tensor, "b h w"]  # classes of pixels, -1 where there is none
     low_res: Float[Tensor, "b c h w"]
-    mask: Bool[Tensor, "b 1 h w"]
-    masked_image: Float[Tensor, "b c h w"]
+    mask: Shaped[Tensor, "b 1 h w"]  # true or 1: the hole, false or 0: to keep
+    masked_image: Float[Tensor, "b c h w"]  # its hole as the model's convention says, see MaskedImageConfig
 
 
 class Gives(NamedTuple):

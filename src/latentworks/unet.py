@@ -20,7 +20,8 @@ class UNetConfig(Config):
     """Sizes. Level i has ``channels * multipliers[i]`` channels at 1/2^i of the latent's size.
 
     ``attention`` lists down-sampling factors of the latent (1, 2, 4, ...). Give ``heads``, or ``head_channels`` per head; neither
-    means 32 channels per head. ``depth``: transformer blocks per SpatialTransformer, when there is a context.
+    means 32 channels per head. ``depth``: transformer blocks per SpatialTransformer, when there is a context; ``attention_order``: how
+    the channels of an `AttentionBlock` are arranged, when there is none.
     """
 
     channels: int = Field(default=192, ge=2, multiple_of=2)
@@ -29,7 +30,9 @@ class UNetConfig(Config):
     attention: tuple[int, ...] = (8, 4, 2)
     heads: int | None = Field(default=None, ge=1)
     head_channels: int | None = Field(default=None, ge=1)
+    decoder_heads: int | None = Field(default=None, ge=1)  # of an `AttentionBlock` in the decoder; None: as elsewhere
     depth: int = Field(default=1, ge=1)
+    attention_order: Literal["head", "qkv"] = "head"
     dropout: float = Field(default=0.0, ge=0, lt=1)
     scale_shift: bool = False
     resblock_updown: bool = False
@@ -50,6 +53,8 @@ class UNetConfig(Config):
         for factor, multiplier in zip(self.factors, self.multipliers, strict=True):
             if factor in self.attention or factor == self.factors[-1]:
                 self.heads_of(self.channels * multiplier)
+            if factor in self.attention and self.decoder_heads and self.channels * multiplier % self.decoder_heads:
+                raise ValueError(f"decoder_heads: {self.decoder_heads} do not divide a level of {self.channels * multiplier} channels")
         return self
 
     @property
@@ -133,11 +138,13 @@ class UNet(nn.Module):
         config = self.config
         return ResBlock(channels, 4 * config.channels, out_channels, config.dropout, config.scale_shift, resample, config.groups)
 
-    def _attention(self, channels: int) -> AttentionBlock | SpatialTransformer:
+    def _attention(self, channels: int, decoder: bool = False) -> AttentionBlock | SpatialTransformer:
         heads = self.config.heads_of(channels)
         if self.gives.context:
             return SpatialTransformer(channels, heads, self.gives.context, self.config.depth, self.config.groups)
-        return AttentionBlock(channels, heads, self.config.groups)
+        if decoder and self.config.decoder_heads is not None:
+            heads = self.config.decoder_heads
+        return AttentionBlock(channels, heads, self.config.groups, self.config.attention_order)
 
     def _encoder(self, widths: list[int], skips: list[int]) -> nn.ModuleList:
         """Fills ``skips`` with the channels of every output that the decoder will take."""
@@ -162,7 +169,7 @@ class UNet(nn.Module):
             width, blocks = widths[i], config.blocks_per_level[i] + 1
             for block in range(blocks):
                 resnet = self._resnet(now + skips.pop(), width)
-                attention = self._attention(width) if config.factors[i] in config.attention else None
+                attention = self._attention(width, decoder=True) if config.factors[i] in config.attention else None
                 resample: ResBlock | Upsample | None = None
                 if i and block == blocks - 1:
                     resample = self._resnet(width, width, "up") if config.resblock_updown else Upsample(width, config.conv_resample)

@@ -1,8 +1,7 @@
 """What a conditioner is: it turns fields of a batch into a condition, and can drop them for classifier-free guidance."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -11,8 +10,17 @@ from latentworks.types import Batch, Cond, Gives
 
 __all__ = ["Conditioner", "Encode"]
 
-Encode = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b z h w"]]
-"""Image in [-1, 1] -> normalised latent (mode of the posterior), for conditions that are images."""
+
+@runtime_checkable  # beartype checks arguments in tests
+@runtime_checkable  # so that tests can check it at every call
+class Encode(Protocol):
+    """Image in [-1, 1] -> latent (mode of the posterior), for conditions that are images.
+
+    ``normalised=False``: as the first stage's encoder gives it, not scaled.
+    """
+
+    def __call__(self, image: Float[Tensor, "b c H W"], normalised: bool = True) -> Float[Tensor, "b z h w"]:
+        """The latent."""
 
 
 class Conditioner(nn.Module, ABC):

@@ -11,7 +11,7 @@ from latentworks.conditioners.base import Conditioner, Encode
 from latentworks.config import Config, nearest
 from latentworks.types import Batch, Cond, Gives
 
-__all__ = ["LabelConditioner", "LabelConfig"]
+__all__ = ["LabelConditioner", "LabelConfig", "class_index"]
 
 
 class LabelConfig(Config):
@@ -62,7 +62,7 @@ class LabelConditioner(Conditioner):
 
     def drop(self, batch: Batch, where: Bool[Tensor, " b"]) -> Batch:
         """The null class where true. Raises: ValueError when the model has none."""
-        if not bool(where.any()):
+        if "label" not in batch or not bool(where.any()):
             return batch
         if not self.config.null:
             raise ValueError("label: this model has no null class, so it cannot be sampled without a label or guided: use guidance 1")
@@ -71,12 +71,16 @@ class LabelConditioner(Conditioner):
 
     def index(self, label: int | str) -> int:
         """A class by its number or its name. Raises: ValueError naming the nearest one."""
-        if isinstance(label, str) and label in self.config.names:
-            return self.config.names.index(label)
-        if isinstance(label, str) and not label.isdecimal():
-            names = list(self.config.names)
-            way_out = nearest(label, names) if names else f"this model's classes have no names: use 0 to {self.config.classes - 1}"
-            raise ValueError(f"label: {label!r} is not a class of this model: {way_out}")
-        if not 0 <= int(label) < self.config.classes:
-            raise ValueError(f"label: {label} is not a class of this model: use 0 to {self.config.classes - 1}")
-        return int(label)
+        return class_index("label", label, self.config.classes, self.config.names)
+
+
+def class_index(field: str, label: int | str, classes: int, names: tuple[str, ...]) -> int:
+    """One of so many classes by its number or its name. Raises: ValueError naming ``field`` and the nearest class."""
+    if isinstance(label, str) and label in names:
+        return names.index(label)
+    if isinstance(label, str) and not label.isdecimal():
+        way_out = nearest(label, list(names)) if names else f"this model's classes have no names: use 0 to {classes - 1}"
+        raise ValueError(f"{field}: {label!r} is not a class of this model: {way_out}")
+    if not 0 <= int(label) < classes:
+        raise ValueError(f"{field}: {label} is not a class of this model: use 0 to {classes - 1}")
+    return int(label)

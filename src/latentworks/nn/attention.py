@@ -1,5 +1,7 @@
 """Attention over pixels and over a condition's tokens: the first stage's, the UNet's, and the SpatialTransformer of cross-attention."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -64,11 +66,16 @@ class LinearAttnBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """The UNet's self-attention over pixels, for models without cross-attention. Channels of qkv are ordered [head][q, k, v][channel]."""
+    """The UNet's self-attention over pixels, for models without cross-attention.
 
-    def __init__(self, channels: int, heads: int, groups: int = 32) -> None:
+    ``order`` of the channels of qkv: "head" is [head][q, k, v][channel], "qkv" is [q, k, v][head][channel], which the authors' code and
+    ADM call the new attention order. With one head they are the same.
+    """
+
+    def __init__(self, channels: int, heads: int, groups: int = 32, order: Literal["head", "qkv"] = "head") -> None:
         super().__init__()
         self.heads = heads
+        self.order = "(h qkv d)" if order == "head" else "(qkv h d)"
         self.norm = group_norm(channels, UNET_EPS, groups)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zero(nn.Conv1d(channels, channels, 1))
@@ -76,7 +83,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b l d"] | None = None) -> Float[Tensor, "b c h w"]:
         """Same shape. ``context`` is not used: it lets both kinds of attention be called alike."""
         flat = x.flatten(2)
-        q, k, v = rearrange(self.qkv(self.norm(flat)), "b (h qkv d) l -> qkv b h l d", h=self.heads, qkv=3)
+        q, k, v = rearrange(self.qkv(self.norm(flat)), f"b {self.order} l -> qkv b h l d", h=self.heads, qkv=3)
         scale = q.shape[-1] ** -0.25  # on both sides, as the authors' code has it: the same number, otherwise rounded
         h = rearrange(attend(q * scale, k * scale, v, 1.0), "b h l d -> b (h d) l")
         out: Tensor = (flat + self.proj_out(h)).view_as(x)

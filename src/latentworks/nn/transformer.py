@@ -52,7 +52,10 @@ class TextTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
-        """Token ids to vectors of ``width``. Raises: ValueError when there are more tokens than positions."""
+        """Token ids to vectors of ``width``. Raises: ValueError for an id out of the vocabulary, or more tokens than positions."""
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.tokens.num_embeddings:
+            limit = self.tokens.num_embeddings - 1
+            raise ValueError(f"tokens: ids must lie in 0 to {limit}, not {int(tokens.min())} to {int(tokens.max())}")
         if tokens.shape[1] > self.positions.num_embeddings:
             limit = self.positions.num_embeddings
             raise ValueError(f"tokens: {tokens.shape[1]} per prompt, but this text transformer has {limit} positions: cut them")
