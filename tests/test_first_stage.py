@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from latentworks.checkpoints.compvis import load_compvis, rename
+from latentworks.checkpoints.compvis import load_compvis
+from latentworks.checkpoints.compvis_keys import authors_keys
 from latentworks.first_stage import IdentityConfig, IdentityFirstStage, KLAutoencoder, KLConfig, VQAutoencoder, VQConfig, build_first_stage
 from latentworks.first_stage.autoencoder import AutoencoderConfig
 
@@ -47,10 +48,9 @@ def test_training_forward_gives_the_authors_losses(golden, kind):
     record = load_file(golden / "training" / f"first-stage-{kind}-gan.safetensors")
     sizes = {"channels": 32, "multipliers": (1, 1, 2), "blocks": 1, "latent_channels": 4}
     model = build_first_stage(KLConfig(**sizes) if kind == "kl" else VQConfig(**sizes, codes=32, legacy=True))
-    state = {rename(f"first_stage_model.{k}").removeprefix("first_stage."): v for k, v in init.items() if not k.startswith("loss.")}
-    result = model.load_state_dict(state, strict=False)
-    assert set(result.missing_keys) <= {"mean", "std", "quantizer.counts"}
-    assert not result.unexpected_keys
+    names = authors_keys(model)
+    assert set(names.values()) == {key for key in init if not key.startswith("loss.")}
+    model.load_state_dict({ours: init[theirs] for ours, theirs in names.items()}, strict=False)
     image = record["step0.image"]
     out = model(image, (lambda like: record["step0.posterior_noise0"]) if kind == "kl" else None)
     l1 = (out.image - image).abs().mean()
@@ -75,14 +75,12 @@ FAMILY = {
 @pytest.mark.parametrize("name", FAMILY)
 def test_weights_map_one_to_one_onto_the_authors_keys(golden, name):
     lines = (golden.parent / "reference" / "keys" / f"keys_fs_{name}.txt").read_text().splitlines()
-    theirs = {rename(f"first_stage_model.{key}"): shape for key, shape in (line.split("\t") for line in lines)}
-    assert len(theirs) == len(lines)
+    theirs = dict(line.split("\t") for line in lines)
     with torch.device("meta"):
         model = build_first_stage(FAMILY[name])
-    own = {f"first_stage.{key}": str(tuple(value.shape)) for key, value in model.state_dict().items()}
-    for key in ("first_stage.mean", "first_stage.std", "first_stage.quantizer.counts"):
-        own.pop(key, None)
-    assert own == theirs
+    shapes = {key: str(tuple(value.shape)) for key, value in model.state_dict().items()}
+    assert {theirs: shapes[ours] for ours, theirs in authors_keys(model).items()} == theirs
+    assert shapes.keys() - authors_keys(model).keys() <= {"mean", "std", "quantizer.counts"}
 
 
 @pytest.mark.parametrize("f", [1, 2, 4, 8, 16, 32])

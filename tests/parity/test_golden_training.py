@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
-from latentworks.checkpoints.compvis import load_compvis, rename
+from latentworks.checkpoints.compvis import load_compvis
+from latentworks.checkpoints.compvis_keys import authors_keys
 from latentworks.conditioners.base import Conditioner, Encode
 from latentworks.diffusion.process import Process, ProcessConfig
 from latentworks.first_stage import IdentityConfig, KLAutoencoder, KLConfig, VQAutoencoder, VQConfig
@@ -93,11 +94,11 @@ def run(objective: Objective, data: Recorded, config: TrainConfig) -> tuple[list
     return logs, stepped.state, watched.gradients
 
 
-def our_first_stage_key(key: str) -> str:
-    """ "first_stage.KEY" or "discriminator.KEY" for an authors' key."""
+def our_key(names: dict[str, str], key: str) -> str:
+    """ "first_stage.KEY" or "discriminator.KEY" for an authors' key; ``names``: authors' -> ours."""
     if key.startswith("loss.discriminator."):
         return "discriminator." + key.removeprefix("loss.discriminator.")
-    return rename("first_stage_model." + key)
+    return "first_stage." + names[key]
 
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])
@@ -112,7 +113,8 @@ def test_first_stage_gan(golden: Path, kind: str) -> None:
     }  # fmt: skip
     model = KLAutoencoder(KLConfig(**common)) if kind == "kl" else VQAutoencoder(VQConfig(**common, codes=settings["n_embed"], legacy=True))
     discriminator = Discriminator(DiscriminatorConfig(norm="batch"))
-    start = {our_first_stage_key(k): v for k, v in init.items() if k != "loss.logvar"}
+    names = {theirs: ours for ours, theirs in authors_keys(model).items()}
+    start = {our_key(names, k): v for k, v in init.items() if k != "loss.logvar"}
     for name, module in (("first_stage", model), ("discriminator", discriminator)):
         own = {k.removeprefix(name + "."): v for k, v in start.items() if k.startswith(name + ".")}
         missing = module.load_state_dict(own, strict=False)
@@ -147,14 +149,14 @@ def test_first_stage_gan(golden: Path, kind: str) -> None:
     for step, value in enumerate(want["log.opt0.train/d_weight"].tolist()):
         assert relative(logs[step]["adversarial_weight"], value) < 1e-4, (step, logs[step]["adversarial_weight"], value)
     trained = [k.removeprefix("grad_norm.") for k in want if k.startswith("grad_norm.")]
-    grads = {key: gradients[our_first_stage_key(key)].norm() for key in trained}
+    grads = {key: gradients[our_key(names, key)].norm() for key in trained}
     assert compare_norms(want, "grad_norm.", grads, 1e-4) > 50
     now = {f"{name}.{k}": v for name, module in state.modules.items() for k, v in module.state_dict().items()}
-    moved = {key: (now[our_first_stage_key(key)] - start[our_first_stage_key(key)]).norm() for key in trained}
+    moved = {key: (now[our_key(names, key)] - start[our_key(names, key)]).norm() for key in trained}
     assert compare_norms(want, "moved_norm.", moved, 1e-3) > 50
     finals = [k.removeprefix("final.") for k in want if k.startswith("final.")]
     for key in finals:
-        assert torch.allclose(now[our_first_stage_key(key)], want[f"final.{key}"], atol=1e-3 * float(want[f"final.{key}"].abs().max())), key
+        assert torch.allclose(now[our_key(names, key)], want[f"final.{key}"], atol=1e-3 * float(want[f"final.{key}"].abs().max())), key
     assert len(finals) >= 3
 
 
@@ -187,8 +189,7 @@ def inpainting(folder: Path) -> LatentDiffusion:
         head_channels=None, attention=tuple(net["attention_resolutions"]), resblock_updown=net["resblock_updown"],
     )  # fmt: skip
     unet = UNet(config, params["channels"], RecordedConcat.gives)
-    state = torch.load(folder / "model.ckpt", weights_only=True)["state_dict"]
-    unet.load_state_dict({rename(k).removeprefix("unet."): v for k, v in state.items() if k.startswith("model.")})
+    unet.load_state_dict(load_compvis(folder / "model.ckpt", folder / "config.yaml", ema=False).unet.state_dict())
     process = Process(ProcessConfig(beta_start=params["linear_start"], beta_end=params["linear_end"]))
     return LatentDiffusion(IdentityFirstStage(IdentityConfig(in_channels=params["channels"])), unet, process, [RecordedConcat()])
 
@@ -204,14 +205,16 @@ def test_latent_diffusion(golden: Path, name: str, loss: str) -> None:
     for step, value in enumerate(want["losses"].tolist()):
         assert relative(logs[step]["loss"], value) < 1e-5, (step, logs[step]["loss"], value)
     trained = [k.removeprefix("grad_norm.") for k in want if k.startswith("grad_norm.")]
-    for key in [key for key in trained if rename(key) not in start]:  # the text transformer's head is of no use to them and absent here
+    names = {theirs: ours for ours, theirs in authors_keys(model).items()}
+    names = {key: names.get(key, key) for key in (*names, *trained)}
+    for key in [key for key in trained if names[key] not in start]:  # the text transformer's head is of no use to them and absent here
         assert "to_logits" in key
         assert want[f"grad_norm.{key}"] == want[f"moved_norm.{key}"] == 0, key
         trained.remove(key)
-    grads = {key: gradients["model." + rename(key)].norm() for key in trained}
+    grads = {key: gradients["model." + names[key]].norm() for key in trained}
     assert compare_norms(want, "grad_norm.", grads, 1e-4) > 50
     now = model.state_dict()
-    moved = {key: (now[rename(key)] - start[rename(key)]).norm() for key in trained}
+    moved = {key: (now[names[key]] - start[names[key]]).norm() for key in trained}
     assert compare_norms(want, "moved_norm.", moved, 1e-3) > 50
     finals = [k.removeprefix("final.") for k in want if k.startswith("final.")]
     assert len(finals) == 3
@@ -220,4 +223,4 @@ def test_latent_diffusion(golden: Path, name: str, loss: str) -> None:
     for key in finals:
         for prefix, weights in (("final.", now), ("final_ema.", averaged)):
             expected = want[prefix + key]
-            assert torch.allclose(weights[rename(key)], expected, atol=1e-3 * float(expected.abs().max())), prefix + key
+            assert torch.allclose(weights[names[key]], expected, atol=1e-3 * float(expected.abs().max())), prefix + key

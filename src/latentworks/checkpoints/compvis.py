@@ -1,177 +1,213 @@
-"""Reads the authors' original files: a Lightning ``.ckpt`` and its YAML become a `LatentDiffusion` or a first stage of ours."""
+"""Reads the authors' original files and Stable Diffusion 1.x: a ``.ckpt`` or ``.safetensors``, with its YAML or without, becomes ours."""
 
 import re
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
-from latentworks.checkpoints.safe_pickle import load_pickle
-from latentworks.conditioners import Conditioner, LabelConditioner, LabelConfig, TextConditioner, TextConfig
+from latentworks.checkpoints.clip import clip_assets, clip_settings
+from latentworks.checkpoints.compvis_config import Parts, first_stage_config, parse_params
+from latentworks.checkpoints.compvis_infer import infer_first_stage, infer_params, with_settings
+from latentworks.checkpoints.compvis_keys import COND, EMA, FIRST_STAGE, UNET, authors_keys, ema_key
+from latentworks.checkpoints.imported import Imported, as_latent_diffusion
+from latentworks.checkpoints.tensors import load_weights, read_tensors, without_weights
+from latentworks.checkpoints.vocabulary import read_tokenizer
+from latentworks.conditioners import Conditioner, FeaturesConfig, FrozenTextConfig, TextConfig, build_conditioner
 from latentworks.config import read_mapping
-from latentworks.diffusion.process import Process, ProcessConfig
-from latentworks.first_stage import IdentityConfig, KLAutoencoder, KLConfig, VQAutoencoder, VQConfig, build_first_stage
+from latentworks.diffusion.process import Process
+from latentworks.first_stage import FirstStage, KLAutoencoder, VQAutoencoder, build_first_stage
 from latentworks.model import LatentDiffusion
-from latentworks.unet import UNet, UNetConfig
+from latentworks.unet import UNet
 
-__all__ = ["load_compvis", "load_compvis_first_stage", "rename"]
+__all__ = ["VOCABULARY", "load_compvis", "load_compvis_first_stage", "read_compvis"]
 
-Settings = str | Path | Mapping[str, Any]
+VOCABULARY = ".tokenizer.json"
+"""How the name of a file's vocabulary ends, which `save_compvis` writes beside it."""
+
+YAML = str | Path | Mapping[str, Any]
 """The authors' YAML: its file, or what it holds."""
 
-Replacement = str | Callable[[re.Match[str]], str]
-
-_RULES: tuple[tuple[str, Replacement], ...] = (
-    # first stage
-    (r"^first_stage_model\.", "first_stage."),
-    (r"(first_stage\.(?:en|de)coder)\.(?:down|up)\.(\d+)\.block\.", r"\1.levels.\2.resnets."),
-    (r"(first_stage\.(?:en|de)coder)\.(?:down|up)\.(\d+)\.attn\.", r"\1.levels.\2.attentions."),
-    (r"(first_stage\.(?:en|de)coder)\.(?:down|up)\.(\d+)\.(?:down|up)sample\.", r"\1.levels.\2.resample."),
-    (r"\.mid\.block_", ".mid.resnet"),
-    (r"\.mid\.attn_1\.", ".mid.attention."),
-    (r"\.nin_shortcut\.", ".skip."),
-    (r"\.quantize\.embedding\.weight$", ".quantizer.codebook"),
-    # UNet: places
-    (r"^model\.diffusion_model\.", "unet."),
-    (r"^unet\.input_blocks\.0\.0\.", "unet.conv_in."),
-    (r"^unet\.input_blocks\.(\d+)\.", lambda m: f"unet.encoder.{int(m[1]) - 1}."),
-    (r"^unet\.output_blocks\.", "unet.decoder."),
-    (r"^unet\.middle_block\.([012])\.", lambda m: f"unet.middle.{('0.resnet', '0.attention', '1.resnet')[int(m[1])]}."),
-    (r"^(unet\.encoder\.\d+)\.0\.op\.", r"\1.resample.conv."),
-    (r"^(unet\.decoder\.\d+)\.[12]\.(conv\.|in_layers|out_layers|emb_layers)", r"\1.resample.\2"),
-    (r"^(unet\.(?:en|de)coder\.\d+)\.0\.", r"\1.resnet."),
-    (r"^(unet\.(?:en|de)coder\.\d+)\.1\.", r"\1.attention."),
-    (r"^unet\.out\.0\.", "unet.norm_out."),
-    (r"^unet\.out\.2\.", "unet.conv_out."),
-    # UNet: blocks
-    (r"\.in_layers\.0\.", ".norm1."),
-    (r"\.in_layers\.2\.", ".conv1."),
-    (r"\.emb_layers\.1\.", ".emb."),
-    (r"\.out_layers\.0\.", ".norm2."),
-    (r"\.out_layers\.3\.", ".conv2."),
-    (r"\.skip_connection\.", ".skip."),
-    (r"\.transformer_blocks\.", ".blocks."),
-    (r"\.attn([12])\.", lambda m: (".self_attention.", ".cross_attention.")[int(m[1]) - 1]),
-    (r"\.to_(q|k|v|qkv)\.weight$", r".\1.weight"),
-    (r"\.to_out\.(?:0\.)?(weight|bias)$", r".out.\1"),
-    (r"\.ff\.net\.0\.proj\.", ".feed_forward.proj_in."),
-    (r"\.ff\.net\.2\.", ".feed_forward.proj_out."),
-    # conditioners
-    (r"^cond_stage_model\.", "conditioners.0."),
-    (r"\.transformer\.token_emb\.", ".transformer.tokens."),
-    (r"\.transformer\.pos_emb\.emb\.", ".transformer.positions."),
-    (r"\.attn_layers\.layers\.(\d+)\.0\.", r".layers.\1.norm."),
-    (r"\.attn_layers\.layers\.(\d+)\.1\.", r".layers.\1.inner."),
-    (r"\.inner\.net\.0\.0\.", ".inner.0."),
-    (r"\.inner\.net\.2\.", ".inner.2."),
-)
-
-_IGNORED = re.compile(
+_BUFFERS = re.compile(
     r"(betas|(sqrt_|log_|sqrt_recip_|sqrt_recipm1_)?(one_minus_)?alphas_cumprod(_prev)?"
-    r"|posterior_(variance|log_variance_clipped|mean_coef1|mean_coef2)|lvlb_weights|logvar|scale_factor"
-    r"|model_ema\..*|first_stage_model\.(loss\..*|colorize|model_ema\..*)|cond_stage_model\.transformer\.to_logits\..*)"
+    r"|posterior_(variance|log_variance_clipped|mean_coef1|mean_coef2)|lvlb_weights|logvar|scale_factor|model_ema\.(decay|num_updates)"
+    r"|cond_stage_model\.transformer\.text_model\.embeddings\.position_ids)"
 )
-_OURS = re.compile(r"first_stage\.(mean|std|quantizer\.counts)")
-"""What their files do not have: latent statistics and the count of codes."""
+"""What follows from the settings or is read by itself."""
 
-_ONE_HEAD = {(256, (1, 2, 4), 512), (192, (1, 2, 3, 5), 640), (128, (1, 2, 3, 4), 512)}
-"""(channels, multipliers, context) of cin256, text2img256 and layout2img-openimages256. They were trained before CompVis/latent-diffusion
-71ebe40, when a SpatialTransformer had one head whatever ``num_head_channels: 32`` says in their YAML."""
-
-
-def rename(key: str) -> str:
-    """Our name for one of the authors' keys, as in the ``state_dict`` of a `LatentDiffusion` file; unknown keys come back as they are."""
-    for pattern, replacement in _RULES:
-        key = re.sub(pattern, replacement, key)
-    return key
+_LEFT_OUT = {
+    "of the training loss": re.compile(r"(first_stage_model\.)?(loss\..*|colorize)"),
+    "averaged, of the first stage": re.compile(r"first_stage_model\.model_ema\..*"),
+    "of an output layer that nothing uses": re.compile(r"cond_stage_model\.transformer\.to_logits\..*"),
+}
+_NESTED_CLIP = re.compile(r"^(cond_stage_model\.transformer\.)(?:text_model\.)?(?:encoder\.text_model\.)?(?=embeddings\.|encoder\.|final_)")
+"""The text encoder's weights, which some files nest more than once, and others not at all."""
 
 
-def load_compvis(ckpt: str | Path, config: Settings, ema: bool = True, tokenizer: Tokenizer | None = None) -> LatentDiffusion:
-    """A model from the authors' ``.ckpt`` (or ``.safetensors``) and YAML, in evaluation mode.
+def load_compvis(
+    ckpt: str | Path,
+    config: YAML | None = None,
+    ema: bool = True,
+    tokenizer: Tokenizer | None = None,
+    settings: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> LatentDiffusion:
+    """A model from the authors' ``.ckpt`` (or ``.safetensors``) and YAML, in evaluation mode; a warning says what is not as in the YAML.
 
-    ``ema``: take the averaged weights where the file has both (some files hold only the averaged ones, under the names of the raw ones).
-    ``tokenizer``: for text models, whose files carry none (theirs is bert-base-uncased); without it only ``batch["tokens"]`` can be given.
+    ``config``: default the file of the same name that ends in .yaml; without one, what the weights show is inferred, and the rest is asked
+    for by name. ``ema``: take the averaged weights where the
+    file has both (some files hold only the averaged ones, under the names of the raw ones). ``tokenizer``: for text models, whose files
+    carry none (theirs is bert-base-uncased; CLIP's is found in open-clip-torch); without it only ``batch["tokens"]`` can be given.
+    ``settings``: values of the YAML to set or change, by their name, e.g. ``{"num_heads": 8}``. ``dtype`` of the weights.
     Raises: ValueError naming what cannot be read, what is not supported, and every key without a counterpart on either side.
     """
-    params, state = _params(config), _state_dict(Path(ckpt))
-    try:
-        model = _build(params, tokenizer)
-    except KeyError as error:
-        raise ValueError(f"{error.args[0]}: the YAML lacks it; give the authors' config.yaml of this checkpoint") from None
-    _load(model, _averaged(state) if ema else state)
-    if params.get("scale_by_std") and "scale_factor" not in state:
-        raise ValueError(f"{ckpt} has no scale_factor, though its YAML says scale_by_std: the file is incomplete")
-    scale = float(state.get("scale_factor", params.get("scale_factor", 1.0)))
-    model.first_stage.set_statistics(torch.zeros(model.first_stage.channels), torch.tensor(1 / scale))
-    return model.eval()
+    imported = read_compvis(ckpt, config, ema, tokenizer, settings, dtype)
+    for note in imported.notes:
+        if "attention head" in note:
+            warnings.warn(note, stacklevel=2)
+    return as_latent_diffusion(imported, ckpt)
 
 
-def load_compvis_first_stage(ckpt: str | Path, config: Settings) -> KLAutoencoder | VQAutoencoder:
+def load_compvis_first_stage(
+    ckpt: str | Path, config: YAML | None = None, dtype: torch.dtype = torch.float32
+) -> KLAutoencoder | VQAutoencoder:
     """A first stage from its own ``.ckpt`` and YAML, in evaluation mode, without latent statistics.
 
     Raises: ValueError as `load_compvis`.
     """
+    model = _read_first_stage(read_tensors(Path(ckpt)), config, dtype).model
+    assert isinstance(model, KLAutoencoder | VQAutoencoder)
+    return model
+
+
+def read_compvis(
+    ckpt: str | Path,
+    config: YAML | None = None,
+    ema: bool = True,
+    tokenizer: Tokenizer | None = None,
+    settings: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Imported:
+    """As `load_compvis`, but reads a first stage's own file too, and what a user should know comes as lines. Raises: as `load_compvis`."""
+    path = Path(ckpt)
+    state = {_NESTED_CLIP.sub(r"\1text_model.", key): value for key, value in read_tensors(path).items()}
+    if config is None and path.with_suffix(".yaml").is_file():
+        config = path.with_suffix(".yaml")
+    if tokenizer is None and path.with_suffix(VOCABULARY).is_file():
+        tokenizer = read_tokenizer(path.with_suffix(VOCABULARY))
+    if "encoder.conv_in.weight" in state:
+        return _read_first_stage(state, config, dtype)
+    given = dict(settings or {})
+    params = infer_params(state, given) if config is None else with_settings(_params(config), given)
+    parts = parse_params(params, heads_given=bool(given.keys() & {"num_heads", "num_head_channels"}))
+    scale = float(state["scale_factor"]) if "scale_factor" in state else parts.scale
+    if scale is None:
+        raise ValueError(f"{ckpt} has no scale_factor, though its YAML says scale_by_std: the file is incomplete")
+    with without_weights():
+        model = _build(parts, state, tokenizer)
+    notes = [*parts.notes, *_select(state, ema), *_drop_conditioner(state, model)]
+    _fill(model, state, dtype)
+    model.first_stage.set_statistics(torch.zeros(model.first_stage.channels), torch.tensor(1 / scale))
+    return Imported(model.eval(), parts.size, tuple(notes))
+
+
+def _read_first_stage(state: dict[str, Tensor], config: YAML | None, dtype: torch.dtype) -> Imported:
+    values = infer_first_stage(state, "") if config is None else _model(config)
     try:
-        first_stage = build_first_stage(_first_stage_config(_model(config), 3))
+        parsed = first_stage_config(values, 3)
     except KeyError as error:
         raise ValueError(f"{error.args[0]}: the YAML lacks it; give the authors' config.yaml of this checkpoint") from None
-    if not isinstance(first_stage, KLAutoencoder | VQAutoencoder):
+    with without_weights():
+        model = build_first_stage(parsed)
+    if not isinstance(model, KLAutoencoder | VQAutoencoder):
         raise ValueError("model: the identity first stage has no checkpoint: use IdentityFirstStage")
-    holder = nn.Module()
-    holder.first_stage = first_stage
-    _load(holder, {f"first_stage_model.{key}": value for key, value in _state_dict(Path(ckpt)).items()})
-    return first_stage.eval()
+    notes = _leave_out(state)
+    _fill(model, state, dtype)
+    return Imported(model.eval(), values["params"]["ddconfig"]["resolution"], tuple(notes))
 
 
-def _build(params: Mapping[str, Any], tokenizer: Tokenizer | None) -> LatentDiffusion:
-    conditioners = _conditioners(params, tokenizer)
-    first_stage = build_first_stage(_first_stage_config(params["first_stage_config"], params.get("channels", 3)))
-    unet = UNet(_unet_config(params["unet_config"]["params"]), first_stage.channels, LatentDiffusion.sum_gives(conditioners))
-    return LatentDiffusion(first_stage, unet, Process(_process_config(params)), conditioners)
+def _build(parts: Parts, state: Mapping[str, Tensor], tokenizer: Tokenizer | None) -> LatentDiffusion:
+    conditioners: list[Conditioner] = []
+    for config in parts.conditioners:
+        assets: dict[str, str] = {}
+        if isinstance(config, TextConfig) and tokenizer is not None:
+            assets = {"tokenizer.json": tokenizer.to_str()}
+        elif isinstance(config, FrozenTextConfig):
+            assets = clip_assets(clip_settings(state), tokenizer)
+        conditioners.append(build_conditioner(config, assets))
+    first_stage = build_first_stage(parts.first_stage)
+    unet = UNet(parts.unet, first_stage.channels, LatentDiffusion.sum_gives(conditioners))
+    return LatentDiffusion(first_stage, unet, Process(parts.process), conditioners)
 
 
-def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    renamed = {rename(key): (key, value) for key, value in state.items() if not _IGNORED.fullmatch(key)}
-    own = model.state_dict()
-    surplus = [key for name, (key, _) in renamed.items() if name not in own]
-    missing = [name for name in own if name not in renamed and not _OURS.fullmatch(name)]
+def _fill(model: LatentDiffusion | FirstStage, state: MutableMapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Give the model all of ``state``, which is emptied. Raises: ValueError naming every key without a counterpart."""
+    keys, own = authors_keys(model), model.state_dict()
+    for key in [key for key in state if _BUFFERS.fullmatch(key)]:
+        del state[key]
+    known = set(keys.values())
+    surplus = [key for key in state if key not in known]
+    missing = [key for key in keys.values() if key not in state]
     shapes = [
-        f"{key} {tuple(value.shape)} instead of {tuple(own[name].shape)}"
-        for name, (key, value) in renamed.items()
-        if name in own and own[name].shape != value.shape
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[name].shape)}"
+        for name, key in keys.items()
+        if key in state and state[key].shape != own[name].shape
     ]
-    for keys, complaint in ((surplus, "keys with no place in the model"), (missing, "weights the file lacks"), (shapes, "other shapes")):
+    for wrong, complaint in ((surplus, "keys with no place in the model"), (missing, "weights the file lacks"), (shapes, "other shapes")):
+        if wrong:
+            raise ValueError(f"checkpoint and YAML do not belong together: {len(wrong)} {complaint}: {', '.join(wrong)}")
+    load_weights(model, {name: state.pop(keys[name]) if name in keys else value for name, value in own.items()}, dtype)
+
+
+def _select(state: MutableMapping[str, Tensor], ema: bool) -> list[str]:
+    """Keep one of raw and averaged weights, under the raw names, and leave out what no model needs; lines on what was left out."""
+    notes, raw = _leave_out(state), [key for key in state if key.startswith(UNET)]
+    averaged = [key for key in state if key.startswith(EMA + "diffusion_model")]
+    if ema and averaged:
+        if missing := [key for key in raw if ema_key(key) not in state]:
+            raise ValueError(f"the checkpoint averages only a part of the UNet, load it with ema=False: no average of {', '.join(missing)}")
+        for key in raw:
+            state[key] = state.pop(ema_key(key))
+        notes.append(f"left out: {len(raw)} raw weights of the UNet, as the file has averaged ones (ema=False or --raw takes the raw ones)")
+    elif averaged:
+        for key in averaged:
+            del state[key]
+        notes.append(f"left out: {len(averaged)} averaged weights of the UNet, as the raw ones were asked for")
+    return notes
+
+
+def _leave_out(state: MutableMapping[str, Tensor]) -> list[str]:
+    notes = []
+    for what, pattern in _LEFT_OUT.items():
+        keys = [key for key in state if pattern.fullmatch(key)]
+        for key in keys:
+            del state[key]
         if keys:
-            raise ValueError(f"checkpoint and YAML do not belong together: {len(keys)} {complaint}: {', '.join(keys)}")
-    model.load_state_dict({name: value for name, (_, value) in renamed.items()} | {n: t for n, t in own.items() if n not in renamed})
+            notes.append(f"left out: {len(keys)} weights {what}")
+    return notes
 
 
-def _averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The UNet's weights replaced by their averages, whose names are the UNet's without dots."""
-    if not any(key.startswith("model_ema.diffusion_model") for key in state):
-        return dict(state)
-    names = {key: "model_ema." + key.removeprefix("model.").replace(".", "") for key in state if key.startswith("model.")}
-    if missing := [key for key, name in names.items() if name not in state]:
-        raise ValueError(f"the checkpoint averages only a part of the UNet, load it with ema=False: no average of {', '.join(missing)}")
-    return {key: state[names.get(key, key)] for key in state}
+def _drop_conditioner(state: MutableMapping[str, Tensor], model: LatentDiffusion) -> list[str]:
+    """Leave out a conditioner's weights where the model has none: a copy of the first stage, or an encoder that is not part of it."""
+    keys = [key for key in state if key.startswith(COND)]
+    if not keys or any(key.startswith(COND) for key in authors_keys(model).values()):
+        return []
+    foreign = any(isinstance(conditioner.config, FeaturesConfig) for conditioner in model.conditioners)
+    copied = {key: FIRST_STAGE + key.removeprefix(COND) for key in keys}
+    same = [key for key, twin in copied.items() if ".loss." in key or (twin in state and torch.equal(state[key], state[twin]))]
+    if not foreign and len(same) < len(keys):
+        return []  # they will be named as keys with no place
+    for key in keys:
+        del state[key]
+    what = "of an encoder that is no part of this model: give text_features" if foreign else "that repeat the first stage"
+    return [f"left out: {len(keys)} weights {what}"]
 
 
-def _state_dict(ckpt: Path) -> dict[str, Tensor]:
-    if ckpt.suffix == ".safetensors":
-        return load_file(ckpt)
-    state = load_pickle(ckpt)
-    while isinstance(state, dict) and "state_dict" in state:
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{ckpt} holds no state_dict of tensors: is it a model checkpoint?")
-    return state
-
-
-def _model(config: Settings) -> Mapping[str, Any]:
+def _model(config: YAML) -> Mapping[str, Any]:
     values = config if isinstance(config, Mapping) else read_mapping(Path(config))
     model = values.get("model")
     if not isinstance(model, Mapping) or not isinstance(model.get("params"), Mapping):
@@ -179,103 +215,9 @@ def _model(config: Settings) -> Mapping[str, Any]:
     return model
 
 
-def _params(config: Settings) -> Mapping[str, Any]:
-    params: Mapping[str, Any] = _model(config)["params"]
+def _params(config: YAML) -> dict[str, Any]:
+    params: dict[str, Any] = dict(_model(config)["params"])
     for key in ("unet_config", "first_stage_config"):
         if not isinstance(params.get(key), Mapping):
             raise ValueError(f"{key}: the YAML lacks it; a first stage's own file is read by load_compvis_first_stage")
     return params
-
-
-def _unsupported(what: str) -> NoReturn:
-    raise ValueError(f"{what} is not supported")
-
-
-def _process_config(params: Mapping[str, Any]) -> ProcessConfig:
-    schedules = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "cosine"}
-    schedule = params.get("beta_schedule", "linear")
-    if schedule not in schedules:
-        _unsupported(f"beta_schedule: {schedule}")
-    return ProcessConfig.parse(
-        {
-            "schedule": schedules[schedule],
-            "beta_start": params.get("linear_start", 1e-4),
-            "beta_end": params.get("linear_end", 2e-2),
-            "T": params.get("timesteps", 1000),
-            "prediction": params.get("parameterization", "eps"),
-        }
-    )
-
-
-def _first_stage_config(config: Mapping[str, Any], channels: int) -> KLConfig | VQConfig | IdentityConfig:
-    name = str(config.get("target", "")).rpartition(".")[2]
-    params = config.get("params") or {}
-    if name == "IdentityFirstStage":
-        return IdentityConfig(in_channels=channels)
-    if name not in ("AutoencoderKL", "VQModel", "VQModelInterface"):
-        _unsupported(f"first stage {name!r}")
-    net = params["ddconfig"]
-    multipliers, kind = tuple(net["ch_mult"]), net.get("attn_type", "vanilla")
-    factors = [net["resolution"] // resolution for resolution in net["attn_resolutions"]]  # resolutions are nominal, of the training size
-    if kind == "linear" and factors:
-        _unsupported("attn_type: linear with attn_resolutions")
-    if net.get("out_ch", net["in_channels"]) != net["in_channels"]:
-        _unsupported(f"out_ch {net['out_ch']} other than in_channels {net['in_channels']}")
-    values = {
-        "in_channels": net["in_channels"],
-        "channels": net["ch"],
-        "multipliers": multipliers,
-        "blocks": net["num_res_blocks"],
-        "latent_channels": net["z_channels"],
-        "embed_channels": params["embed_dim"],
-        "attention": [f for f in factors if f in [2**i for i in range(len(multipliers))] and kind != "none"],
-        "mid_attention": {"vanilla": "full", "linear": "linear", "none": "none"}[kind],
-        "dropout": net.get("dropout", 0.0),
-    }
-    if name == "AutoencoderKL":
-        return KLConfig.parse(values)
-    return VQConfig.parse({**values, "codes": params["n_embed"], "legacy": True})
-
-
-def _unet_config(params: Mapping[str, Any]) -> UNetConfig:
-    for key in ("num_classes", "n_embed", "use_new_attention_order"):
-        if params.get(key):
-            _unsupported(f"unet_config: {key}")
-    multipliers = tuple(params.get("channel_mult", (1, 2, 4, 8)))
-    heads, head_channels = params.get("num_heads", -1), params.get("num_head_channels", -1)
-    if params.get("use_spatial_transformer") and (params["model_channels"], multipliers, params.get("context_dim")) in _ONE_HEAD:
-        heads, head_channels = 1, -1
-    reached = [2**i for i in range(len(multipliers))]
-    return UNetConfig.parse(
-        {
-            "channels": params["model_channels"],
-            "multipliers": multipliers,
-            "blocks": params["num_res_blocks"],
-            "attention": [factor for factor in params["attention_resolutions"] if factor in reached],
-            "heads": heads if head_channels == -1 else None,
-            "head_channels": None if head_channels == -1 else head_channels,
-            "depth": params.get("transformer_depth", 1),
-            "dropout": params.get("dropout", 0),
-            "scale_shift": params.get("use_scale_shift_norm", False),
-            "resblock_updown": params.get("resblock_updown", False),
-            "conv_resample": params.get("conv_resample", True),
-        }
-    )
-
-
-def _conditioners(params: Mapping[str, Any], tokenizer: Tokenizer | None) -> list[Conditioner]:
-    config = params.get("cond_stage_config", "__is_unconditional__")
-    if config == "__is_unconditional__":
-        return []
-    if isinstance(config, str):
-        _unsupported(f"conditioner {config!r}")
-    name, inner = str(config.get("target", "")).rpartition(".")[2], config.get("params") or {}
-    boxes = str(params.get("cond_stage_key")).endswith(("_bbox", "_center_points"))
-    if params.get("conditioning_key") != "crossattn" or name not in ("ClassEmbedder", "BERTEmbedder") or boxes:
-        _unsupported(f"conditioner {name!r} on {params.get('cond_stage_key')!r} by {params.get('conditioning_key') or 'concat'!r}")
-    if name == "ClassEmbedder":
-        rows = inner.get("n_classes", 1000)
-        null = rows == 1001  # cin256-v2: ImageNet's 1,000 classes and the null class of its guidance
-        return [LabelConditioner(LabelConfig(classes=rows - null, width=inner["embed_dim"], null=null))]
-    sizes = {"layers": inner["n_layer"], "vocabulary": inner.get("vocab_size", 30522), "length": inner.get("max_seq_len", 77)}
-    return [TextConditioner(TextConfig(width=inner["n_embed"], **sizes), tokenizer)]

@@ -2,7 +2,7 @@
 
 import typer
 
-from latentworks.cli import data, inspect, measure, sample, train
+from latentworks.cli import convert, data, inspect, measure, sample, train
 
 __all__ = ["app"]
 
@@ -15,5 +15,5 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data.app, name="data")
-for command in (train.train, train.encode, sample.sample, sample.demo, measure.evaluate, inspect.info, inspect.doctor):
+for command in (train.train, train.encode, sample.sample, sample.demo, measure.evaluate, convert.convert, inspect.info, inspect.doctor):
     app.command()(command)

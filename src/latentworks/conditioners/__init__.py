@@ -7,6 +7,7 @@ from pydantic import Field
 from tokenizers import Tokenizer
 
 from latentworks.conditioners.base import Conditioner, Encode
+from latentworks.conditioners.features import FeaturesConditioner, FeaturesConfig
 from latentworks.conditioners.frozen_text import FrozenTextConditioner, FrozenTextConfig, load_frozen_text
 from latentworks.conditioners.image import (
     LowResConditioner,
@@ -24,6 +25,8 @@ __all__ = [
     "Conditioner",
     "ConditionerConfig",
     "Encode",
+    "FeaturesConditioner",
+    "FeaturesConfig",
     "FrozenTextConditioner",
     "FrozenTextConfig",
     "LabelConditioner",
@@ -44,7 +47,7 @@ __all__ = [
 ]
 
 ConditionerConfig = Annotated[
-    LabelConfig | TextConfig | FrozenTextConfig | LayoutConfig | SegmentationConfig | LowResConfig | MaskedImageConfig,
+    LabelConfig | TextConfig | FrozenTextConfig | LayoutConfig | SegmentationConfig | LowResConfig | MaskedImageConfig | FeaturesConfig,
     Field(discriminator="kind"),
 ]
 
@@ -70,3 +73,5 @@ def build_conditioner(config: ConditionerConfig, assets: Mapping[str, str] | Non
             return LowResConditioner(config)
         case MaskedImageConfig():
             return MaskedImageConditioner(config)
+        case FeaturesConfig():
+            return FeaturesConditioner(config)

@@ -23,7 +23,7 @@ class AutoencoderConfig(Config):
     blocks: int = Field(default=2, ge=1)
     latent_channels: int = Field(default=3, ge=1)  # of the encoder's output (z_channels)
     embed_channels: int | None = Field(default=None, ge=1)  # of the latent, behind a 1x1 convolution; None: latent_channels
-    attention: tuple[int, ...] = ()  # down-sampling factors with attention
+    attention: tuple[int, ...] = ()  # down-sampling factors with attention: linear if that of the middle is, else full
     mid_attention: Literal["full", "linear", "none"] = "full"
     dropout: float = Field(default=0.0, ge=0, lt=1)
     groups: int = Field(default=32, ge=1)  # of every norm; 32 are the authors', see `group_norm` for narrow nets
@@ -56,7 +56,9 @@ class Level(nn.Module):
         super().__init__()
         pairs = list(pairwise(channels))
         self.resnets = nn.ModuleList(ResnetBlock(before, after, config.dropout, config.groups) for before, after in pairs)
-        self.attentions = nn.ModuleList(AttnBlock(after, config.groups) for _, after in pairs if attention)
+        linear = config.mid_attention == "linear"
+        attentions = (LinearAttnBlock(after) if linear else AttnBlock(after, config.groups) for _, after in pairs if attention)
+        self.attentions = nn.ModuleList(attentions)
         self.resample = resample or nn.Identity()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h2 w2"]:

@@ -16,7 +16,7 @@ _FIRST_STAGE_TRAINING = TrainConfig(
     steps=8000, batch=16, optimiser="adam", lr=2e-3, betas=(0.9, 0.99), warmup=100, decay="cosine", final_lr=0.01, ema=0.999, clip=1.0
 )
 _SMALL_UNET = UNetConfig(channels=64, multipliers=(1, 2, 3), blocks=1, attention=(2, 4), head_channels=32, groups=8)
-_LATENT_TRAINING = TrainConfig(steps=3700, batch=32, lr=5e-4, warmup=100, decay="cosine", final_lr=0.02, ema=0.999, clip=1.0)
+_LATENT_TRAINING = TrainConfig(steps=7500, batch=32, lr=5e-4, warmup=100, decay="cosine", final_lr=0.02, ema=0.999, clip=1.0)
 
 
 def openmoji_64_ae() -> FirstStageRecipe:
@@ -36,13 +36,12 @@ def openmoji_64_ae() -> FirstStageRecipe:
 
 
 def openmoji_64_ae_vq() -> FirstStageRecipe:
-    """VQ, f = 4, 4 latent channels, 1,024 codes."""
+    """VQ, f = 4, 4 latent channels, 8,192 codes (the paper's number at f = 4)."""
     kl = openmoji_64_ae()
     return kl.replace(
         name="openmoji-64-ae-vq",
-        first_stage=VQConfig(**{**kl.first_stage.model_dump(), "kind": "vq", "codes": 1024}).model_dump(),
-        objective=kl.objective.replace(reduction="mean", regulariser_weight=1.0, restart_dead_after=100).model_dump(),
-        train=kl.train.replace(steps=4500).model_dump(),
+        first_stage=VQConfig(**{**kl.first_stage.model_dump(), "kind": "vq", "codes": 8192}).model_dump(),
+        objective=kl.objective.replace(reduction="mean", regulariser_weight=1.0, restart_dead_after=100, quantise_from=0.5).model_dump(),
     )
 
 
@@ -51,6 +50,7 @@ def openmoji_64() -> DiffusionRecipe:
     return DiffusionRecipe(
         name="openmoji-64",
         data=Preprocess(size=64),
+        first_stage=openmoji_64_ae().first_stage,
         conditioners=(TextConfig(width=256, layers=4, heads=4, length=24, vocabulary=2048, dropout=0.1),),
         unet=_SMALL_UNET,
         process=ProcessConfig(prediction="v"),
