@@ -6,6 +6,8 @@ from PIL import Image
 
 from latentworks.data import check as module
 from latentworks.data.check import check
+from latentworks.data.files import read_labels
+from latentworks.data.scenes import write_scenes
 
 RNG = np.random.default_rng(0)
 
@@ -75,3 +77,30 @@ def test_missing_and_empty(tmp_path):
         report_of(tmp_path)
     with pytest.raises(ValueError, match="does not exist"):
         report_of(tmp_path / "nowhere")
+
+
+def test_annotations_are_counted_and_must_fit(tmp_path):
+    *_, (count, _) = write_scenes(tmp_path / "scenes", 48, 30)
+    report = report_of(tmp_path / "scenes", min_size=32)
+    assert report.ok, report.lines()
+    lines = "\n".join(report.lines())
+    assert f"in {count} images: " in lines
+    assert f"label maps: {count}, with " in lines
+    Image.new("L", (20, 48)).save(tmp_path / "scenes/labels/000000.png")
+    Image.new("RGB", (48, 48)).save(tmp_path / "scenes/labels/000001.png")
+    Image.new("L", (48, 47)).save(tmp_path / "scenes/images/000002_mask.png")
+    misfits = report_of(tmp_path / "scenes").misfits
+    assert misfits[0] == "labels/000000.png and images/000000.png have sizes 20 x 48 and 48 x 48"
+    assert misfits[1] == (
+        "labels/000001.png cannot be read: its pixels are RGB; a label map has one number a pixel: save it as a grey or palette PNG"
+    )
+    assert misfits[2] == "images/000002_mask.png and images/000002.png have sizes 48 x 47 and 48 x 48"
+
+
+def test_palette_maps_are_read_as_indices(tmp_path):
+    image = Image.new("P", (3, 2), 7)
+    image.putpalette([0] * 21 + [200, 100, 50])
+    image.save(tmp_path / "map.png")
+    assert (read_labels(tmp_path / "map.png") == 7).all()
+    Image.new("1", (3, 2), 1).save(tmp_path / "mask.png")
+    assert (read_labels(tmp_path / "mask.png") == 1).all()

@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["SUFFIXES", "CorruptImage", "Header", "read_header", "read_image"]
+__all__ = ["SUFFIXES", "CorruptImage", "Header", "read_header", "read_image", "read_labels"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".npy")
 """The files taken for images, in upper or lower case."""
@@ -54,6 +54,19 @@ def read_image(path: Path) -> np.ndarray:
     Raises: CorruptImage naming the file if it is damaged, no image, or of more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
     return _guarded(path, {".npy": _read_npy, ".tif": _read_tiff, ".tiff": _read_tiff}.get(path.suffix.lower(), _read))
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """The values ``h w`` of a label map or mask as they are stored: of a palette the indices, not the colours. Raises: CorruptImage."""
+    return _guarded(path, _read_labels)
+
+
+def _read_labels(path: Path) -> np.ndarray:
+    with _opened(path, ("PNG",)) as image:
+        if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+            raise ValueError(f"its pixels are {image.mode}; a label map has one number a pixel: save it as a grey or palette PNG")
+        values = np.asarray(image)
+    return np.ascontiguousarray(values.astype(np.uint8) if values.dtype == bool else values)
 
 
 def _guarded(path: Path, read: Callable[[Path], T]) -> T:

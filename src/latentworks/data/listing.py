@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
+from latentworks.data.annotations import Annotation, Annotations, annotate, set_apart
 from latentworks.data.files import SUFFIXES
+from latentworks.types import Box
 
 __all__ = ["HELD_OUT", "Entry", "Listing", "Split", "hashed_fraction", "list_folder"]
 
@@ -27,20 +29,30 @@ _MOST_CLASSES = 100_000  # a larger label is a mistake, and would make a table o
 
 
 class Entry(NamedTuple):
-    """One image of a folder: its path below the folder, its captions (the main one first), its class and the part it belongs to."""
+    """One image of a folder: its path below the folder, its captions (the main one first), its class and the part it belongs to.
+
+    ``boxes``: None where nobody looked for objects. ``segmentation``, ``mask``: the files of its label map and of its hole.
+    """
 
     name: str
     text: tuple[str, ...] = ()
     label: int | None = None
     split: Split = "train"
+    boxes: tuple[Box, ...] | None = None
+    segmentation: str | None = None
+    mask: str | None = None
 
 
 @dataclass
 class Listing:
-    """A folder's images by name, the names of its classes, and each mistake in one line (then the rest is what could be made of it)."""
+    """A folder's images by name, the names of its classes, and each mistake in one line (then the rest is what could be made of it).
+
+    ``classes`` are of whole images, ``categories`` of objects in boxes.
+    """
 
     entries: list[Entry] = field(default_factory=list)
     classes: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
     unlisted: list[str] = field(default_factory=list)  # images metadata.jsonl does not name
     problems: list[str] = field(default_factory=list)
 
@@ -64,6 +76,7 @@ def list_folder(folder: Path) -> Listing:
     Where there is a metadata.jsonl (``file_name``, and any of ``text``, ``aliases``, ``label``, ``split``), it says it all; otherwise
     captions come from files of the same stem with .txt, one a line, and two or more sub-folders holding all images are the classes.
     Folders called train and test (or validation) are the split; failing that, `HELD_OUT` of the images by the hash of their names.
+    Boxes, label maps, masks and COCO's captions are found beside the images (`annotations.py`) in any case.
     Hidden files do not count. Raises: ValueError if there is no such folder or no image in it.
     """
     if not folder.exists():
@@ -71,22 +84,32 @@ def list_folder(folder: Path) -> Listing:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder the images are in")
     names = sorted(_walk(folder, "", set()))
-    images = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    images, maps, masks = set_apart([name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES])
     if not images:
         raise ValueError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
-    listing = Listing()
+    found = annotate(folder, names, images)
+    listing = Listing(categories=found.categories, problems=found.problems)
     tables = [name for name in names if PurePosixPath(name).name == "metadata.jsonl"]
     if tables:
         rows = _from_metadata(folder, tables, set(images), listing)
         listing.unlisted = [name for name in images if name not in rows]
     else:
-        rows = _from_files(folder, names, images, listing)
+        rows = _from_files(folder, names, images, listing, found)
+    rows = {name: _completed(row, found.of.get(name, Annotation())) for name, row in rows.items()}
     labels = _labels(rows, listing)
     splits = _splits(rows, listing)
-    listing.entries = [Entry(name, rows[name].text, labels[name], splits[name]) for name in sorted(rows)]
+    boxes = {name: annotation.boxes for name, annotation in found.of.items()}
+    listing.entries = [
+        Entry(name, rows[name].text, labels[name], splits[name], boxes.get(name), maps.get(name), masks.get(name)) for name in sorted(rows)
+    ]
     if not rows and not listing.problems:
         listing.problems.append(f"{folder / tables[0]} names no image")
     return listing
+
+
+def _completed(row: _Row, annotation: Annotation) -> _Row:
+    """What COCO's tables say where nothing nearer does."""
+    return row._replace(text=row.text or annotation.text, split=row.split or _SPLITS.get(annotation.split or ""))
 
 
 def _walk(folder: Path, prefix: str, seen: set[tuple[int, int]]) -> list[str]:
@@ -151,14 +174,14 @@ def _parse(line: str, parent: PurePosixPath, images: set[str]) -> tuple[str, _Ro
     return name, _Row(captions, label, _SPLITS[split] if split is not None else None)
 
 
-def _from_files(folder: Path, names: list[str], images: list[str], listing: Listing) -> dict[str, _Row]:
-    """Captions of the same stem, and classes from the folders."""
+def _from_files(folder: Path, names: list[str], images: list[str], listing: Listing, found: Annotations) -> dict[str, _Row]:
+    """Captions of the same stem, and classes from the folders unless those are the parts of an annotated set."""
     stems = {str(PurePosixPath(name).with_suffix("")) for name in images}
     captions: dict[str, tuple[str, ...]] = defaultdict(tuple)
     for name in names:
         path = PurePosixPath(name)
         stem = str(path.with_suffix(""))
-        if path.suffix.lower() != ".txt" or (stem not in stems and path.stem.lower() in _NOTICES):
+        if path.suffix.lower() != ".txt" or name in found.files or (stem not in stems and path.stem.lower() in _NOTICES):
             continue
         if stem not in stems:
             listing.problems.append(f"{folder / name} is a caption without its image; add the image or remove the caption")
@@ -170,7 +193,7 @@ def _from_files(folder: Path, names: list[str], images: list[str], listing: List
             listing.problems.append(f"{folder / name} is not UTF-8 text; save it as UTF-8")
     skip = 1 if _has_split_folders(images) else 0
     parents = {name: PurePosixPath(name).parent.parts[skip:] for name in images}
-    as_classes = len(set(parents.values())) > 1 and all(len(parts) == 1 for parts in parents.values())
+    as_classes = len(set(parents.values())) > 1 and all(len(parts) == 1 for parts in parents.values()) and not found.of
     return {
         name: _Row(captions[str(PurePosixPath(name).with_suffix(""))], parts[0] if as_classes else None) for name, parts in parents.items()
     }

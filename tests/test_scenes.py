@@ -1,0 +1,113 @@
+"""Composed scenes: what is written agrees with what is seen, what is said is true, and scene i depends on nothing else."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentworks.data.scene_words import CATEGORIES, RELATIONS, caption, counted
+from latentworks.data.scenes import SMALLEST, never_together, write_scenes
+
+N, SIZE = 40, 64
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes") / "data"
+    assert list(write_scenes(folder, SIZE, N, seed=3))[-1] == (N, N)
+    return folder
+
+
+def table(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def mask_of(segmentation):
+    """COCO's run lengths, which begin with background and go down the columns."""
+    counts = segmentation["counts"]
+    flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return flat.reshape(segmentation["size"], order="F")
+
+
+def test_masks_boxes_areas_and_label_maps_agree(scenes):
+    instances = table(scenes, "instances")
+    assert [kind["name"] for kind in instances["categories"]] == [category.name for category in CATEGORIES]
+    for row in instances["images"]:
+        labels = np.asarray(Image.open(scenes / "labels" / f"{row['id']:06d}.png"))
+        drawn = np.zeros_like(labels)
+        assert Image.open(scenes / row["file_name"]).size == (row["width"], row["height"]) == (SIZE, SIZE)
+        objects = [a for a in instances["annotations"] if a["image_id"] == row["id"]]
+        assert 3 <= len(objects) <= 8
+        for entry in objects:
+            mask, (x, y, w, h) = mask_of(entry["segmentation"]), entry["bbox"]
+            assert mask.sum() == entry["area"] > 0
+            assert mask[y : y + h, x : x + w].sum() == entry["area"]
+            assert all(edge.any() for edge in (mask[y], mask[y + h - 1], mask[:, x], mask[:, x + w - 1]))
+            assert max(w, h) >= SMALLEST * SIZE * 0.3, "what can be seen of it"
+            drawn[mask] = entry["category_id"]
+        assert np.array_equal(drawn, labels)
+    assert len({entry["id"] for entry in instances["annotations"]}) == len(instances["annotations"])
+
+
+def test_captions_count_and_relate_truly(scenes):
+    instances, captions = table(scenes, "instances"), table(scenes, "captions")
+    for entry in captions["annotations"]:
+        objects = [a for a in instances["annotations"] if a["image_id"] == entry["image_id"]]
+        groups = {CATEGORIES[k - 1]: [a["bbox"] for a in objects if a["category_id"] == k] for k in {a["category_id"] for a in objects}}
+        said = [
+            (first, second, relation)
+            for relation in RELATIONS
+            for first in groups
+            for second in groups
+            if f"{counted(first, len(groups[first]))} {relation.words} {counted(second, len(groups[second]))}" in entry["caption"]
+        ]
+        assert len(said) == 1, entry["caption"]
+        assert all(counted(category, len(boxes)) in entry["caption"] for category, boxes in groups.items())
+        first, second, relation = said[0]
+        one, other = ([b[relation.axis] + b[relation.axis + 2] / 2 for b in groups[kind]] for kind in (first, second))
+        assert np.mean(one) < np.mean(other) if relation.before else np.mean(one) > np.mean(other)
+
+
+def test_scene_i_is_a_function_of_seed_and_i(scenes, tmp_path):
+    list(write_scenes(tmp_path / "few", SIZE, 4, seed=3))
+    list(write_scenes(tmp_path / "other", SIZE, 4, seed=4))
+    for i in range(4):
+        name = f"images/{i:06d}.png"
+        same = (scenes / name).read_bytes()
+        assert (tmp_path / "few" / name).read_bytes() == same
+        assert (tmp_path / "other" / name).read_bytes() != same
+
+
+def test_pairs_kept_apart_are_not_seen_together_in_training(scenes):
+    pairs = [(a, b) for a in range(48) for b in range(a) if never_together(a, b)]
+    assert len(pairs) == pytest.approx(48 * 47 / 2 / 12, rel=0.3)
+    assert all(never_together(b, a) for a, b in pairs)
+    instances = table(scenes, "instances")
+    for row in instances["images"]:
+        kinds = {a["category_id"] - 1 for a in instances["annotations"] if a["image_id"] == row["id"]}
+        assert row["split"] == "held_out" or not any({a, b} <= kinds for a, b in pairs)
+
+
+def test_words():
+    assert len({category.name for category in CATEGORIES}) == len({category.codepoints for category in CATEGORIES}) == 48
+    by_name = {category.name: category for category in CATEGORIES}
+    groups = [(by_name["cat"], 1), (by_name["apple"], 2), (by_name["strawberry"], 3)]
+    assert caption(groups, RELATIONS[0]) == "a cat left of two apples, and three strawberries"
+    assert counted(by_name["elephant"], 1) == "an elephant"
+    assert counted(by_name["bus"], 2) == "two buses"
+    assert counted(by_name["sheep"], 4) == "four sheep"
+
+
+@pytest.mark.parametrize("wrong", [{"size": 8}, {"n": 0}, {"categories": 1}, {"categories": 49}])
+def test_what_is_not_possible_is_refused(tmp_path, wrong):
+    with pytest.raises(ValueError, match="give 32 to 1024 pixels, 1 scene or more, 2 to 48"):
+        list(write_scenes(tmp_path / "x", **wrong))
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="cannot write"):
+        list(write_scenes(tmp_path, SIZE, 1))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
