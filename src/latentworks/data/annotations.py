@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from latentworks.config import read_mapping
+import yaml
+
 from latentworks.types import Box
 
 __all__ = ["Annotation", "Annotations", "annotate", "is_yolo", "set_apart"]
@@ -85,41 +86,52 @@ def _beside(stem: str) -> Iterable[str]:
             yield from ("/".join([*parts[:i], other, *parts[i + 1 :]]) for other in LABEL_FOLDERS)
 
 
+class _Coco:
+    """What COCO's tables say of the images, gathered over all of them."""
+
+    def __init__(self, tables: dict[str, dict[str, Any]], images: list[str]) -> None:
+        self.names = {int(kind["id"]): str(kind["name"]) for values in tables.values() for kind in values.get("categories", ())}
+        self.places = {number: i for i, number in enumerate(sorted(self.names))}
+        self.by_end: dict[str, list[str]] = defaultdict(list)
+        for image in images:
+            self.by_end[PurePosixPath(image).name].append(image)
+        self.boxes: dict[str, list[Box]] = {}
+        self.texts: dict[str, list[str]] = defaultdict(list)
+        self.splits: dict[str, str | None] = {}
+
+    def add(self, name: str, values: dict[str, Any]) -> None:
+        """One table. Raises: KeyError, TypeError or ValueError where it is not as COCO's are."""
+        rows = {row["id"]: row for row in values["images"]}
+        places = {number: _image_of(row["file_name"], name, self.by_end) for number, row in rows.items()}
+        for number, image in places.items():
+            if image is not None:
+                self.splits[image] = rows[number].get("split") or _split_of(name) or self.splits.get(image)
+                if values.get("categories"):
+                    self.boxes.setdefault(image, [])
+        for entry in values["annotations"]:
+            image = places[entry["image_id"]]
+            if image is not None and "caption" in entry:
+                self.texts[image].append(" ".join(str(entry["caption"]).split()))
+            elif image is not None and "bbox" in entry:
+                self.boxes[image].append(_box(entry, rows[entry["image_id"]], self.places))
+
+
 def _coco(folder: Path, names: list[str], images: list[str], found: Annotations) -> None:
-    by_end = defaultdict(list)
-    for image in images:
-        by_end[PurePosixPath(image).name].append(image)
-    boxes: dict[str, list[Box]] = {}
-    texts: dict[str, list[str]] = defaultdict(list)
-    splits: dict[str, str | None] = {}
-    kinds: dict[int, str] = {}
     tables = [name for name in names if name.lower().endswith(".json") and _COCO.search(PurePosixPath(name).stem.lower())]
-    loaded = [(name, values) for name in tables if (values := _table(folder / name, found)) is not None]
-    for _, values in loaded:
-        kinds |= {kind["id"]: str(kind["name"]) for kind in values.get("categories", ())}
-    place = {number: i for i, number in enumerate(sorted(kinds))}
-    for name, values in loaded:
-        try:
-            known = {row["id"]: row for row in values["images"]}
-            where = {number: _image_of(row["file_name"], name, by_end) for number, row in known.items()}
-            for number, image in where.items():
-                if image is not None:
-                    splits[image] = known[number].get("split") or _split_of(name) or splits.get(image)
-                    if values.get("categories"):
-                        boxes.setdefault(image, [])
-            for entry in values["annotations"]:
-                image, row = where[entry["image_id"]], known[entry["image_id"]]
-                if image is not None and "caption" in entry:
-                    texts[image].append(" ".join(str(entry["caption"]).split()))
-                elif image is not None and "bbox" in entry:
-                    boxes[image].append(_box(entry, row, place))
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            found.problems.append(f"{folder / name} is not COCO's format: {type(error).__name__} {error}")
-    found.categories = tuple(kinds[number] for number in sorted(kinds))
-    parts = set(splits.values())
-    for image, split in splits.items():
-        split = split if len(parts) > 1 else None  # a table of one part alone says nothing of what is held out
-        found.of[image] = Annotation(tuple(boxes[image]) if image in boxes else None, tuple(texts[image]), split=split)
+    loaded = {name: values for name in tables if (values := _table(folder / name, found)) is not None}
+    name = next(iter(loaded), "")
+    try:
+        coco = _Coco(loaded, images)
+        for name, values in loaded.items():
+            coco.add(name, values)
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        found.problems.append(f"{folder / name} is not COCO's format: {type(error).__name__} {error}")
+        return
+    found.categories = tuple(coco.names[number] for number in sorted(coco.names))
+    several = len(set(coco.splits.values())) > 1  # a table of one part alone says nothing of what is held out
+    for image, split in coco.splits.items():
+        boxes = tuple(coco.boxes[image]) if image in coco.boxes else None
+        found.of[image] = Annotation(boxes, tuple(coco.texts[image]), split=split if several else None)
 
 
 def _table(path: Path, found: Annotations) -> dict[str, Any] | None:
@@ -199,8 +211,13 @@ def _yolo_names(folder: Path, names: list[str], count: int, found: Annotations) 
     for name in names:
         end = PurePosixPath(name).name
         if end in ("data.yaml", "data.yml", "dataset.yaml"):
-            listed = read_mapping(folder / name).get("names")
-            listed = [listed[i] for i in sorted(listed)] if isinstance(listed, dict) else listed
+            try:
+                values = yaml.safe_load((folder / name).read_text(encoding="utf-8"))  # its keys may be numbers, which settings have none of
+                listed = values.get("names")
+                listed = [listed[i] for i in sorted(listed)] if isinstance(listed, dict) else listed
+            except (AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
+                found.problems.append(f"{folder / name} cannot be read: {' '.join(str(error).split())}")
+                continue
         elif end in ("classes.txt", "obj.names"):
             found.files.add(name)
             listed = [line.strip() for line in (folder / name).read_text(encoding="utf-8").splitlines() if line.strip()]

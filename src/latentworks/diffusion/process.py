@@ -37,8 +37,8 @@ class ProcessConfig(Config):
 class Process:
     """x_t = alpha_t x0 + sigma_t eps for t = 0..T-1, with t = -1 the clean data (alpha 1, sigma 0). Stateless.
 
-    Attributes: ``config``; ``T``; ``prediction``; ``alpha`` and ``sigma``, float64 tables of T + 1 values whose last one is that of
-    t = -1, so that plain indexing is right for every t.
+    Attributes: ``config``; ``T``; ``prediction``; ``alpha`` and ``sigma``, float64 tables on the CPU of T + 1 values whose last one is that
+    of t = -1, so that plain indexing is right for every t.
     """
 
     def __init__(self, config: ProcessConfig) -> None:
@@ -48,7 +48,7 @@ class Process:
         alpha = torch.cumprod(1 - _betas(config), dim=0).sqrt()
         if config.zero_terminal_snr:  # Algorithm 1, arXiv:2305.08891: shift the last alpha to 0, scale the first back to what it was
             alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
-        self.alpha: Float[Tensor, " T+1"] = torch.cat([alpha, torch.ones(1, dtype=torch.float64)])
+        self.alpha: Float[Tensor, " T+1"] = torch.cat([alpha, torch.ones(1, dtype=torch.float64, device="cpu")])
         self.sigma: Float[Tensor, " T+1"] = (1 - self.alpha**2).sqrt()
 
     def level(self, t: int) -> tuple[float, float]:
@@ -143,8 +143,8 @@ class Process:
 def _betas(config: ProcessConfig) -> Float[Tensor, " T"]:
     start, end, T = config.beta_start, config.beta_end, config.T
     if config.schedule == "scaled_linear":
-        return torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64) ** 2
+        return torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64, device="cpu") ** 2
     if config.schedule == "linear":
-        return torch.linspace(start, end, T, dtype=torch.float64)
-    angle = (torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * torch.pi / 2  # Eq. 17, arXiv:2102.09672
+        return torch.linspace(start, end, T, dtype=torch.float64, device="cpu")
+    angle = (torch.arange(T + 1, dtype=torch.float64, device="cpu") / T + 0.008) / 1.008 * torch.pi / 2  # Eq. 17, arXiv:2102.09672
     return (1 - torch.cos(angle[1:]) ** 2 / torch.cos(angle[:-1]) ** 2).clamp(0, 0.999)
