@@ -19,10 +19,10 @@ LIMITS = """
 ## What it is for, and what not
 
 It shows what the software does: small emoji-like pictures from names such as "woman astronaut with dark skin tone". It learned from 3,667
-pictures on two processor cores in about an hour, both stages. That was enough for the look of people and flags, often with the skin tone
-asked for; poses, professions, animals, things, faces, single flags and anything outside the data mostly fail. The prompts of `lw demo` were
-chosen among those it does best. Compare its figures with
-those of its first stage and of real held-out images below, not with published FIDs: the feature network is another one.
+pictures on two processor cores in little more than an hour, both stages. That was enough for people: their professions are mostly those
+asked for, their poses and skin tones often. Things, faces, animals, hearts, single flags and anything outside the data mostly fail, as each
+of their names belongs to one picture. The prompts of `lw demo` were chosen among 24 tried, after looking. Compare its figures with those of
+its first stage and of real held-out images below, not with published FIDs: the feature network is another one.
 """
 
 

@@ -18,9 +18,9 @@ PROMPTS = (
     "woman cook with light skin tone",
     "man with red hair, light skin tone",
     "woman running with medium-light skin tone",
-    "raised hand with dark skin tone",
-    "flag of France",
-    "full moon",
+    "woman pilot with medium skin tone",
+    "thumbs up with medium-dark skin tone",
+    "grinning face",
 )
 
 
@@ -83,7 +83,7 @@ def demo(
     grid = out.parent / f"{out.resolve().name}.png"
     save_sheet(grid, sheet(pictures, captions, columns=4, scale=2))
     typer.echo(f"{grid}: {len(pictures)} images by {DEMO}; one PNG each, with its settings inside, in {out}/\n\nNext:")
-    typer.echo(f'  lw sample {DEMO} "woman pilot with medium skin tone" -n 4')
+    typer.echo(f'  lw sample {DEMO} "man farmer with dark skin tone" -n 4')
     typer.echo("  lw data openmoji openmoji && lw train openmoji-64-ae --data openmoji")
     typer.echo("  lw train --help")
 

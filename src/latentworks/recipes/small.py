@@ -16,7 +16,7 @@ _FIRST_STAGE_TRAINING = TrainConfig(
     steps=8000, batch=16, optimiser="adam", lr=2e-3, betas=(0.9, 0.99), warmup=100, decay="cosine", final_lr=0.01, ema=0.999, clip=1.0
 )
 _SMALL_UNET = UNetConfig(channels=64, multipliers=(1, 2, 3), blocks=1, attention=(2, 4), head_channels=32, groups=8)
-_LATENT_TRAINING = TrainConfig(steps=7500, batch=32, lr=5e-4, warmup=100, decay="cosine", final_lr=0.02, ema=0.999, clip=1.0)
+_LATENT_TRAINING = TrainConfig(steps=6000, batch=32, lr=5e-4, warmup=100, decay="cosine", final_lr=0.02, ema=0.999, clip=1.0)
 
 
 def openmoji_64_ae() -> FirstStageRecipe:
