@@ -105,6 +105,8 @@ HOSTILE = {
     "own.yaml": ("a: !mine x", "a value of kind '!mine'"),
     "set.yaml": ("a: !!set {b}", "a value of kind 'set'"),
     "wrong int.yaml": ("a: !!int x", "invalid literal"),
+    "no int.yaml": ("a: !!int ", "a value does not have the type its tag says"),
+    "wrong bool.yaml": ("a: !!bool x", "a value does not have the type its tag says"),
     "wrong map.yaml": ("a: !!map x", "expected a mapping"),
     "wrong merge.yaml": ("a:\n  <<: x", "expected a mapping"),
     "two.yaml": ("a: 1\n---\nb: 1", "expected a single document"),

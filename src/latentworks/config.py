@@ -101,6 +101,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         _check(values, "")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read {path}: {_line(error)}") from None
+    except (AttributeError, LookupError, TypeError, OverflowError) as error:  # what PyYAML answers "!!int" without a number with
+        raise ValueError(f"cannot read {path}: a value does not have the type its tag says ({_line(error)})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a mapping of settings, not {type(values).__name__}")
     return values
