@@ -20,6 +20,7 @@ import torch
 from record import save, table
 
 from latentworks.conditioners import build_conditioner, train_tokenizer
+from latentworks.costs.time import Constant
 from latentworks.engine import Engine
 from latentworks.first_stage import FirstStage, build_first_stage
 from latentworks.model import LatentDiffusion
@@ -42,19 +43,6 @@ class Task(NamedTuple):
     what: str
     batch: int
     build: Callable[[Precision], Work]
-
-
-class Constant:
-    """The same batch at every step."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.given = batch
-
-    def indices_for(self, step: int, batch: int) -> list[int]:
-        return list(range(batch))
-
-    def batch(self, indices: list[int], step: int) -> Batch:
-        return self.given
 
 
 def first_stage_recipe() -> FirstStageRecipe:

@@ -25,7 +25,7 @@ from latentworks.recipe import FirstStageRecipe, Recipe, build_model, build_obje
 from latentworks.train import make_accelerator, train
 from latentworks.types import Batch
 
-__all__ = ["A100_PEAK", "A100_SPEED", "STEPS", "V100_PER_A100", "Twin", "run_seconds", "seconds_of_steps", "twin", "v100_days"]
+__all__ = ["A100_PEAK", "A100_SPEED", "STEPS", "V100_PER_A100", "Constant", "Twin", "run_seconds", "seconds_of_steps", "twin", "v100_days"]
 
 A100_PEAK, A100_SPEED = 156e12, 30e12
 """Operations a second of one A100: its TF32 peak, and what is assumed of it. The diffusion models of Table 18 then cost 0.65 to 1.25 times
