@@ -11,7 +11,7 @@ from latentworks.diffusion.guidance import classifier_free, image
 from latentworks.diffusion.samplers import SAMPLERS
 from latentworks.first_stage import IdentityConfig, IdentityFirstStage, build_first_stage
 from latentworks.first_stage.base import FirstStage
-from latentworks.image_guidance import ImageGuidanceConfig, image_loss
+from latentworks.image_guidance import ImageGuidanceConfig, image_loss, known_latent
 from latentworks.nn.perceptual import EfficientNetPerceptual
 from latentworks.random import randn_like_per_image
 from toys import ae, diffusion_model
@@ -59,6 +59,12 @@ def test_down_is_pillows_bicubic_reduction(factor: int) -> None:
     small = [np.asarray(Image.fromarray(c.numpy()).resize((16 // factor,) * 2, Image.Resampling.BICUBIC)) for c in x[0]]
     assert loss(x, torch.from_numpy(np.stack(small))[None], guide="down").item() < 1e-9
     assert loss(x, torch.from_numpy(np.stack(small))[None] + 0.1, guide="down").item() > 0.01
+
+
+def test_what_is_decoded_beyond_the_size_is_not_compared() -> None:
+    x, y = images(1), images(1, seed=1)[..., :13, :10]
+    value = image_loss(ImageGuidanceConfig(), IDENTITY, y, (13, 10))(x)
+    torch.testing.assert_close(value, half_squares(x[..., :13, :10], y))
 
 
 @pytest.mark.parametrize(("guide", "channels"), [("identity", 3), ("grey", 3), ("down", 1)])
@@ -114,6 +120,22 @@ def test_an_image_and_a_prompt_guide_in_one_call() -> None:
     errors = [loss(z, target, stage=model.first_stage, guide="down") for z in (plain, guided)]
     assert (errors[1] < errors[0]).all()
     torch.testing.assert_close(sample(slice(1, 2), 0.02), guided[1:2], rtol=1e-3, atol=1e-3)
+
+
+def test_the_known_latent_has_nothing_of_what_is_in_the_hole() -> None:
+    x, hole = images(2), torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    hole[0, :, 5:8, 3:7] = True
+    known, mask = known_latent(IDENTITY, x, hole)
+    assert torch.equal(mask, hole)
+    assert torch.equal(known[1], x[1])
+    assert torch.equal(known[0][:, ~hole[0, 0]], x[0][:, ~hole[0, 0]])
+    torch.testing.assert_close(known[0][:, hole[0, 0]], x[0][:, ~hole[0, 0]].mean(dim=1, keepdim=True).expand(3, 12))
+    stage = first_stage("openmoji-64-ae")
+    latent, small = known_latent(stage, x, hole)
+    assert small[0, 0].nonzero().tolist() == [[row, column] for row in (2, 3) for column in (1, 2, 3)]
+    assert torch.equal(known_latent(stage, x.masked_fill(hole, 9.0), hole)[0], latent)
+    torch.testing.assert_close(latent[1:], stage.to_latent(stage.encode_raw(x[1:])))
+    assert known_latent(stage, x, torch.ones_like(hole))[0].isfinite().all()
 
 
 @pytest.mark.parametrize(
