@@ -14,7 +14,10 @@ from latentworks.diffusion.guidance import LossOfX0
 from latentworks.first_stage.base import FirstStage
 from latentworks.nn.perceptual import EfficientNetPerceptual
 
-__all__ = ["ImageGuidanceConfig", "image_loss", "known_latent"]
+__all__ = ["Distance", "Guide", "ImageGuidanceConfig", "image_loss", "known_latent"]
+
+Guide = Literal["identity", "down", "grey", "mask"]
+Distance = Literal["l2", "perceptual"]
 
 LUMA = (0.299, 0.587, 0.114)
 """Grey of red, green and blue (ITU-R BT.601), as Pillow's mode L."""
@@ -28,8 +31,8 @@ class ImageGuidanceConfig(Config):
     the number of values compared, so that both grow with the image. ``scale`` multiplies it.
     """
 
-    guide: Literal["identity", "down", "grey", "mask"] = "identity"
-    distance: Literal["l2", "perceptual"] = "l2"
+    guide: Guide = "identity"
+    distance: Distance = "l2"
     scale: float = Field(1.0, ge=0, allow_inf_nan=False)
 
 
