@@ -29,7 +29,7 @@ from latentworks.request import SampleRequest
 from latentworks.staging import staged_file
 from latentworks.types import Batch, Box
 
-__all__ = ["condition_pictures", "reconstruction_grid", "sample_grid", "save_sheet", "sheet"]
+__all__ = ["boxes_picture", "condition_pictures", "reconstruction_grid", "sample_grid", "save_sheet", "sheet"]
 
 GRID = 16
 """Samples in the grid of a latent diffusion model; a first stage shows half as many pairs."""
@@ -114,7 +114,7 @@ def condition_pictures(conditioner: Conditioner, batch: Batch, size: int) -> lis
     """What a person sees of conditions that are boxes, label maps, small images or images with a hole, in ``size`` x ``size`` pixels."""
     match conditioner:
         case LayoutConditioner():
-            return [_boxes(boxes, size, conditioner.config.names) for boxes in batch["boxes"]]
+            return [boxes_picture(boxes, size, conditioner.config.names) for boxes in batch["boxes"]]
         case SegmentationConditioner():
             palette = conditioner.config.palette or class_colours(conditioner.config.classes)
             pictures = [Image.fromarray(paint(labels.cpu().numpy(), palette)) for labels in batch["segmentation"]]
@@ -125,7 +125,8 @@ def condition_pictures(conditioner: Conditioner, batch: Batch, size: int) -> lis
     return [picture.resize((size, size), Image.Resampling.NEAREST) for picture in pictures]
 
 
-def _boxes(boxes: Sequence[Box], size: int, names: Sequence[str]) -> Image.Image:
+def boxes_picture(boxes: Sequence[Box], size: int, names: Sequence[str] = ()) -> Image.Image:
+    """Outlines of boxes with their classes on white, ``size`` x ``size`` pixels."""
     image = Image.new("RGB", (size, size), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(9)
     for i, box in enumerate(boxes):
