@@ -23,7 +23,7 @@ from latentworks.diffusion.samplers import SAMPLERS
 from latentworks.engine import Engine
 from latentworks.model import LatentDiffusion
 from latentworks.random import randn_like_per_image
-from latentworks.recipe import DiffusionRecipe, SamplingDefaults, read_recipe
+from latentworks.recipe import NOUNS, DiffusionRecipe, SamplingDefaults, read_recipe
 from latentworks.types import Batch, Cond, Denoise, Step
 
 __all__ = ["Drawn", "Pipeline", "SampleRequest", "load", "load_model", "picture", "settings", "settings_of", "settings_png"]
@@ -189,7 +189,7 @@ def load_model(name: Path | str) -> LatentDiffusion:
     """A latent diffusion model by bundled name, model folder or run folder. Raises: ValueError."""
     model, recipe = load_folder(resolve_model(name))
     if not isinstance(model, LatentDiffusion):
-        raise ValueError(f"{name} is a first stage ({recipe.name}): it cannot be sampled; train a latent diffusion model on it")
+        raise ValueError(f"{name} is a {NOUNS[recipe.kind]} ({recipe.name}): it cannot be sampled; name a latent diffusion model")
     return model
 
 
