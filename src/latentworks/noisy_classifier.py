@@ -46,15 +46,24 @@ class ClassifierNet(ContractingPath):
     def __init__(self, config: NoisyClassifierConfig, channels: int, side: int) -> None:
         super().__init__(config.unet, channels, Gives())
         width, factor = self.widths[-1], config.unet.factors[-1]
-        self.classifies = config
+        self.classifies, self.side = config, side
         self.norm_out = group_norm(width, UNET_EPS, config.unet.groups)
         if config.pool == "attention":
             self.head: nn.Module = AttentionPool(width, config.unet.heads_of(width), side // factor, config.classes)
         else:
             self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), zero(nn.Conv2d(width, config.classes, 1)), nn.Flatten())
 
+    def check_size(self, height: int, width: int) -> None:
+        """Raises: ValueError for latents of another size than its attention pooling was made for."""
+        if isinstance(self.head, AttentionPool) and (height, width) != (self.side, self.side):
+            raise ValueError(
+                f"classifier: it was trained on latents of {self.side}x{self.side}, not {height}x{width}: draw the size it was trained at, "
+                "or train one with classifier.pool=mean"
+            )
+
     def forward(self, x: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
         """One number a class. Raises: ValueError for a size that it cannot halve, or was not made for."""
+        self.check_size(x.shape[2], x.shape[3])
         (*_, h), _, _ = self.contract(x, t, Cond())
         out: Tensor = self.head(nn.functional.silu(self.norm_out(h)))
         return out
@@ -127,9 +136,10 @@ class NoisyClassifier(nn.Module):
 
 def _same(one: FirstStage, other: FirstStage) -> bool:
     """Whether two first stages have the same statistics and the same weights, as they are or as rounded in a file."""
-    a, b = ({name: p.detach().cpu() for name, p in stage.named_parameters()} for stage in (one, other))
+    device = one.mean.device
+    a, b = ({name: p.detach().to(device) for name, p in stage.named_parameters()} for stage in (one, other))
     shapes = [{name: p.shape for name, p in weights.items()} for weights in (a, b)]
-    statistics = [torch.cat([stage.mean, stage.std[None]]).cpu() for stage in (one, other)]
+    statistics = [torch.cat([stage.mean, stage.std[None]]).to(device) for stage in (one, other)]
     if type(one) is not type(other) or shapes[0] != shapes[1] or not torch.equal(*statistics):
         return False
     return any(all(torch.equal(a[name].to(dtype), b[name].to(dtype)) for name in a) for dtype in _STORED)
