@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from latentworks.request import SampleRequest
 from record import save, table
 
 from latentworks.checkpoints.resolve import resolve_model
@@ -25,14 +24,17 @@ from latentworks.metrics.features import Lite0Features, collect, extract
 from latentworks.metrics.reference import Reference, reference_images
 from latentworks.pipeline import Drawn, Pipeline, load
 from latentworks.recipe import read_recipe
+from latentworks.request import SampleRequest
 
 SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 ENOUGH, SHARE = 1.3, 0.15  # what must be reached: times better than scale 0, at most so much of the model's training time
 
 
 def labels_of(reference: Reference, n: int, seed: int) -> list[str]:
-    """Classes of the data's images drawn without replacement, over again when they are used up, sorted."""
+    """Classes of the data's images drawn without replacement, over again when they are used up, sorted. Raises: ValueError without any."""
     entries, classes = reference.source.entries, reference.source.classes
+    if not classes:
+        raise ValueError("--data: the folder has no classes: give one whose sub-folders are the classifier's")
     order = np.random.default_rng(seed).permutation(len(entries))
     picked = [entries[order[i % len(order)]].label for i in range(n)]
     return sorted(classes[label] for label in picked if label is not None)
