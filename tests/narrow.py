@@ -18,7 +18,7 @@ from latentworks.conditioners import (
 from latentworks.data.transforms import Preprocess
 from latentworks.first_stage import FirstStageConfig, IdentityConfig, VQConfig
 from latentworks.nn.perceptual import LPIPSConfig
-from latentworks.recipe import FirstStageRecipe, Recipe
+from latentworks.recipe import ClassifierRecipe, FirstStageRecipe, Recipe
 from latentworks.train import TrainConfig
 
 __all__ = ["STEPS", "narrow"]
@@ -35,18 +35,22 @@ def narrow(recipe: Recipe) -> Recipe:
     common = {"train": _training(recipe.train), "intervals": INTERVALS}
     if isinstance(recipe, FirstStageRecipe):
         return recipe.replace(**common, **_first_stage_values(recipe))
-    unet = recipe.unet
+    classifies = isinstance(recipe, ClassifierRecipe)
+    unet = recipe.classifier.unet if classifies else recipe.unet
     first_stage = _under_a_latent_model(recipe.first_stage)
     heads = {"heads": unet.heads and min(unet.heads, 4), "head_channels": unet.head_channels and 4}
     attention = tuple(sorted(unet.attention, reverse=True))
     side = unet.factors[-1] * (1 if isinstance(first_stage, IdentityConfig) else first_stage.factor)
+    common["data"] = _images(recipe.data, side, side)
+    common["first_stage"] = first_stage.model_dump()
+    common["process"] = recipe.process.replace(beta_start=0.0015, beta_end=0.0195).model_dump()
+    unet = unet.replace(channels=WIDTH, blocks=1, groups=2, attention=attention, **heads)
+    if classifies:
+        return recipe.replace(**common, classifier=recipe.classifier.replace(unet=unet.model_dump()).model_dump())
     return recipe.replace(
         **common,
-        data=_images(recipe.data, side, side),
-        first_stage=first_stage.model_dump(),
         conditioners=[_condition(config).model_dump() for config in recipe.conditioners],
-        unet=unet.replace(channels=WIDTH, blocks=1, groups=2, attention=attention, **heads).model_dump(),
-        process=recipe.process.replace(beta_start=0.0015, beta_end=0.0195).model_dump(),
+        unet=unet.model_dump(),
         sampling=recipe.sampling.replace(steps=2, guidance=min(recipe.sampling.guidance, 2.0)).model_dump(),
     )
 

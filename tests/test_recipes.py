@@ -14,7 +14,7 @@ from latentworks.data.scenes import write_scenes
 from latentworks.first_stage import IdentityConfig, build_first_stage
 from latentworks.pipeline import load
 from latentworks.preparation import RunRequest
-from latentworks.recipe import FirstStageRecipe
+from latentworks.recipe import ClassifierRecipe, FirstStageRecipe, build_diffusion
 from latentworks.recipes import RECIPES
 from latentworks.runs import Message, Progress, train_run
 from narrow import STEPS, narrow
@@ -67,9 +67,14 @@ def first_stage_of(recipe, folder):
     if isinstance(recipe.first_stage, IdentityConfig):
         return None
     torch.manual_seed(0)
-    model = build_first_stage(recipe.first_stage)
+    model, made = build_first_stage(recipe.first_stage), ae().replace(first_stage=recipe.first_stage.model_dump())
     model.set_statistics(torch.full((model.channels,), 0.1), torch.tensor(0.3))
-    save_folder(folder, model, ae().replace(first_stage=recipe.first_stage.model_dump()))
+    if isinstance(recipe, ClassifierRecipe):  # it guides a latent model, which has the first stage
+        made = narrow(RECIPES["unconditional-64"]()).replace(
+            first_stage=recipe.first_stage.model_dump(), process=recipe.process.model_dump()
+        )
+        model = build_diffusion(made, model, ())
+    save_folder(folder, model, made)
     return folder
 
 
@@ -79,7 +84,7 @@ def test_a_recipe_trains_saves_resumes_and_samples(name, data, tmp_path, monkeyp
     recipe = narrow(RECIPES[name]())
     latent = not isinstance(recipe, FirstStageRecipe)
     stage = first_stage_of(recipe, tmp_path / "stage") if latent else None
-    images = data / ("classes" if "label" in conditions(recipe) else "scenes")
+    images = data / ("classes" if "label" in conditions(recipe) or isinstance(recipe, ClassifierRecipe) else "scenes")
     request = RunRequest(recipe, images, tmp_path / "run", stage)
     for event in train_run(request):
         if isinstance(event, Progress):  # of step 10: it ends here as if it were killed
@@ -91,6 +96,8 @@ def test_a_recipe_trains_saves_resumes_and_samples(name, data, tmp_path, monkeyp
     model, saved = load_folder(tmp_path / "run" / "model")
     assert saved.name == recipe.name
     assert load_folder(tmp_path / "run" / "best")
+    if isinstance(recipe, ClassifierRecipe):
+        return
     if not latent:
         assert model.normalised
         return
