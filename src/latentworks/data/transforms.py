@@ -13,7 +13,7 @@ from torch import Tensor
 
 from latentworks.config import Config
 
-__all__ = ["PLAIN", "Pixels", "Preprocess", "Variant", "from_tensor", "resize_shorter", "to_tensor"]
+__all__ = ["PLAIN", "Pixels", "Preprocess", "Variant", "from_tensor", "resize", "resize_shorter", "to_tensor"]
 
 Pixels = Shaped[np.ndarray, "h w c"]
 """An image as it is stored: uint8 or uint16, or float32 in [0, 1]."""
@@ -91,18 +91,20 @@ class Preprocess(Config):
 
 
 def resize_shorter(image: Pixels, size: int) -> Pixels:
-    """The shorter side becomes ``size`` by Pillow's antialiased bicubic filter, each channel for itself; the depth stays.
-
-    Deeper than 8 bits is filtered in float32. The image itself if its size is right already.
-    """
+    """The shorter side becomes ``size``, see `resize`. The image itself if its size is right already."""
     height, width = image.shape[:2]
     short = min(height, width)
-    if short == size:
-        return image
-    target = (round(width * size / short), round(height * size / short))
+    return image if short == size else resize(image, round(height * size / short), round(width * size / short))
+
+
+def resize(image: Pixels, height: int, width: int) -> Pixels:
+    """To ``height`` x ``width`` by Pillow's antialiased bicubic filter, each channel for itself; the depth stays.
+
+    Deeper than 8 bits is filtered in float32.
+    """
     kept = image.dtype if image.dtype == np.uint8 else np.dtype(np.float32)
     channels = [Image.fromarray(np.ascontiguousarray(image[..., c], kept)) for c in range(image.shape[2])]
-    resized = np.stack([np.asarray(channel.resize(target, Image.Resampling.BICUBIC)) for channel in channels], axis=-1)
+    resized = np.stack([np.asarray(channel.resize((width, height), Image.Resampling.BICUBIC)) for channel in channels], axis=-1)
     if image.dtype == np.uint8:
         return resized
     whole = np.issubdtype(image.dtype, np.integer)
