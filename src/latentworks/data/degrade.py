@@ -1,4 +1,4 @@
-"""Small images to train super-resolution on: as SR3 makes them, or BSRGAN with the paper's light parameters; and back-projection."""
+"""Small images to train super-resolution on: SR3's bicubic ones and BSRGAN's with the paper's light parameters; and the way back."""
 
 import io
 from collections.abc import Callable
@@ -89,7 +89,7 @@ def back_project(image: Pixels, low_res: Pixels, factor: int, steps: int = 10) -
     for _ in range(steps):
         missing = small - F.interpolate(x, (height, width), mode="bicubic", antialias=True)
         x = (x + F.interpolate(missing, x.shape[2:], mode="bicubic", antialias=True)).clamp(-1, 1)
-    return from_tensor(x, image.dtype)[0]
+    return np.asarray(from_tensor(x, image.dtype)[0])
 
 
 def _target(image: Pixels, factor: int) -> tuple[int, int]:
@@ -111,7 +111,7 @@ def _kernel(factor: int, rng: np.random.Generator) -> Float[np.ndarray, "k k"]:
     places = np.stack(np.meshgrid(offsets, offsets), axis=-1) @ turn
     logs = -(places**2 / np.maximum(variances, 1e-6)).sum(axis=-1) / 2
     weights = np.exp(logs)
-    return (weights / weights.sum()).astype(np.float32)
+    return np.asarray((weights / weights.sum()).astype(np.float32))
 
 
 def _blur(x: Planes, kernel: Float[np.ndarray, "k k"]) -> Planes:
@@ -120,7 +120,7 @@ def _blur(x: Planes, kernel: Float[np.ndarray, "k k"]) -> Planes:
     padded = torch.from_numpy(np.pad(x, ((0, 0), (radius, radius), (radius, radius)), mode="reflect"))
     size = padded.shape[1:]
     spectrum = torch.fft.rfft2(padded) * torch.fft.rfft2(torch.from_numpy(kernel), s=size)
-    return torch.fft.irfft2(spectrum, s=size)[:, 2 * radius :, 2 * radius :].clamp(0, 1).numpy()
+    return np.asarray(torch.fft.irfft2(spectrum, s=size)[:, 2 * radius :, 2 * radius :].clamp(0, 1).numpy())
 
 
 def _shrink(x: Planes, factor: int, rng: np.random.Generator) -> Planes:
@@ -147,7 +147,7 @@ def _noise(x: Planes, rng: np.random.Generator) -> Planes:
         turn = np.linalg.qr(rng.random((channels, channels))).Q
         mix = NOISE[1] / 255 * turn * np.sqrt(rng.random(channels))
         noise = np.tensordot(mix.astype(np.float32), rng.standard_normal(x.shape, np.float32), axes=1)
-    return (x + noise).clip(0, 1)
+    return np.asarray((x + noise).clip(0, 1))
 
 
 def _jpeg(x: Planes, rng: np.random.Generator) -> Planes:
@@ -169,7 +169,7 @@ Filter = Callable[[Distances, float], Distances]
 
 
 def _linear(d: Distances, scale: float) -> Distances:
-    return np.maximum(1 - np.abs(d), 0)
+    return np.asarray(np.maximum(1 - np.abs(d), 0))
 
 
 def _cubic(d: Distances, scale: float) -> Distances:
@@ -181,7 +181,7 @@ def _cubic(d: Distances, scale: float) -> Distances:
 
 def _area(d: Distances, scale: float) -> Distances:
     """How much of the input pixel the output pixel covers."""
-    return np.clip((scale + 1) / 2 - np.abs(d), 0, min(1, scale))
+    return np.asarray(np.clip((scale + 1) / 2 - np.abs(d), 0, min(1, scale)))
 
 
 def _any_filter(rng: np.random.Generator) -> Filter:
@@ -192,7 +192,7 @@ def _any_filter(rng: np.random.Generator) -> Filter:
 def _resize(x: Planes, height: int, width: int, weigh: Filter) -> Planes:
     """Separable; edge pixels are repeated; kept in range."""
     rows, columns = _weights(x.shape[1], height, weigh), _weights(x.shape[2], width, weigh)
-    return (rows @ x @ columns.T).clip(0, 1)
+    return np.asarray((rows @ x @ columns.T).clip(0, 1))
 
 
 def _weights(size: int, target: int, weigh: Filter) -> Distances:
@@ -203,4 +203,4 @@ def _weights(size: int, target: int, weigh: Filter) -> Distances:
     inside = weights[:, beyond:-beyond].copy()
     inside[:, 0] += weights[:, :beyond].sum(axis=1)
     inside[:, -1] += weights[:, -beyond:].sum(axis=1)
-    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray((inside / inside.sum(axis=1, keepdims=True)).astype(np.float32))
