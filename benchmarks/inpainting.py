@@ -11,18 +11,16 @@ The regression network comes from `baselines.py`. Models are folders of ours; im
 """
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, UInt8
 from PIL import Image
 from record import save, table
 from regressors import Inpainter, load
-from restoration import BATCH, Measure, Pictures, drawn, images, pipeline, recipe_of
+from restoration import BATCH, Holes, Measure, Pictures, crops, drawn, images, pipeline, recipe_of
 from skimage.restoration import inpaint_biharmonic
 from torch import Tensor
 
@@ -37,9 +35,9 @@ from latentworks.random import randn_like_per_image
 from latentworks.request import SampleRequest
 from latentworks.types import Batch, Cond
 
-BASELINE = Path(__file__).parent / "baselines" / "inpainting"
+BASELINES = Path(__file__).parent / "baselines"
+CLAIM, FINETUNED = 1.3, 1.2  # times by which the distance over the hole is to be better
 PASTED = 16  # images whose bytes are compared
-Holes = Bool[np.ndarray, "n h w"]
 
 
 def biharmonic(pixels: Pictures, holes: Holes) -> Pictures:
@@ -94,17 +92,6 @@ def inpainted(pipe: Pipeline, pixels: Pictures, holes: Holes, request: SampleReq
     return drawn(pipe, fields, len(pixels), request)
 
 
-def crops(pixels: Pictures, holes: Holes) -> Iterator[UInt8[np.ndarray, "s s c"]]:
-    """Of each image the smallest square around its hole, moved into the image where it would stand out."""
-    for image, hole in zip(pixels, holes, strict=True):
-        spans = [np.flatnonzero(hole.any(axis=axis)) for axis in (1, 0)]
-        side = min(max(span[-1] - span[0] + 1 for span in spans), *hole.shape)
-        top, left = (
-            int(np.clip((span[0] + span[-1] + 1 - side) // 2, 0, whole - side)) for span, whole in zip(spans, hole.shape, strict=True)
-        )
-        yield image[top : top + side, left : left + side]
-
-
 def changed_outside(pipe: Pipeline, pixels: Pictures, holes: Holes, request: SampleRequest) -> int:
     """Bytes outside the masks that a request changes."""
     changed = 0
@@ -140,13 +127,13 @@ def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, ob
     pixels, holes = found.pixels, found.holes
     assert holes is not None
     request = SampleRequest(steps=options.steps, seed=options.seed, batch=BATCH)
-    network, baseline = load(BASELINE, "inpainting")
+    network, baseline = load(options.baselines / "inpainting", "inpainting")
     assert isinstance(network, Inpainter)
     smooth = biharmonic(pixels, holes)
     methods = {
         "biharmonic": smooth,
-        "known pixels, untrained": replaced(pipeline(options.unconditional, options.size), smooth, holes, request),
-        "regression, Fourier convolutions": regressed(network, pixels, holes),
+        "known-pixel replacement": replaced(pipeline(options.unconditional, options.size), smooth, holes, request),
+        "regression, fast Fourier convolutions": regressed(network, pixels, holes),
         "diffusion": inpainted(pipe, pixels, holes, request),
     }
     if options.finetuned:
@@ -167,6 +154,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="the model trained to inpaint")
     parser.add_argument("--unconditional", required=True, help="a model without conditions, for known-pixel replacement")
     parser.add_argument("--finetuned", help="the first one after training at --size, as another row")
+    parser.add_argument("--baselines", type=Path, default=BASELINES, help="what baselines.py wrote (default: benchmarks/baselines)")
     parser.add_argument("--data", type=Path, required=True, help="a folder of images")
     parser.add_argument("--split", choices=["held_out", "train"], default="held_out", help="which part of it (default: held_out)")
     parser.add_argument("--size", type=int, help="pixels a side (default: what the model was trained on)")
@@ -175,11 +163,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rows, facts = run(options)
-    best = min(row["hole_distance"] for row in rows)
-    columns = list(rows[0])
-    lines = [[str(row["method"]), *(f"{row[key]:.3f}" for key in columns[1:]), f"{row['hole_distance'] / best:.2f}"] for row in rows]
-    print(table([*columns, "hole_distance / best"], lines))
-    print(f"\nbytes outside the mask that changed, in {min(PASTED, options.n)} images: {facts['changed_outside']}")
+    columns, found = list(rows[0])[1:], {row["method"]: row["hole_distance"] for row in rows}
+    ours = found["diffusion"]
+    lines = [[row["method"], *(f"{row[key]:.3f}" for key in columns), f"{row['hole_distance'] / ours:.2f}"] for row in rows]
+    print(table(["method", *columns, "hole_distance / diffusion's"], lines))
+    print()
+    for method, distance in found.items():
+        if method == "diffusion, fine-tuned":
+            print(f"fine-tuned at least {FINETUNED} times better: {'yes' if ours / distance >= FINETUNED else 'NO'}")
+        elif method != "diffusion":
+            print(f"at least {CLAIM} times better than {method}: {'yes' if distance / ours >= CLAIM else 'NO'}")
+    print(f"bytes outside the mask that changed, in {min(PASTED, options.n)} images: {facts['changed_outside']}")
     print("written to", save("inpainting" if options.size is None else f"inpainting_{options.size}", rows, **facts))
 
 

@@ -1,6 +1,6 @@
 """What the benchmarks of restoration share: the images they measure on, drawing for many conditions, the figures of a set of results."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +21,10 @@ from latentworks.recipe import DiffusionRecipe, read_recipe
 from latentworks.request import SampleRequest
 from latentworks.types import Batch
 
-__all__ = ["BATCH", "Figures", "Images", "Measure", "Pictures", "drawn", "images", "pipeline", "recipe_of"]
+__all__ = ["BATCH", "Figures", "Holes", "Images", "Measure", "Pictures", "crops", "drawn", "images", "pipeline", "recipe_of"]
 
 Pictures = UInt8[np.ndarray, "n h w c"]
+Holes = Bool[np.ndarray, "n h w"]
 BATCH = 32
 
 
@@ -33,7 +34,7 @@ class Images(NamedTuple):
     name: str
     pixels: Pictures
     low_res: UInt8[np.ndarray, "n h2 w2 c"] | None
-    holes: Bool[np.ndarray, "n h w"] | None
+    holes: Holes | None
 
 
 def recipe_of(name: str) -> DiffusionRecipe:
@@ -73,6 +74,17 @@ def drawn(pipe: Pipeline, fields: Callable[[slice], Batch], n: int, request: Sam
         events = pipe.draw_batch(batch, request.replace(seed=request.seed + start))
         made += [event.pixels for event in events if isinstance(event, Drawn)]
     return np.concatenate(made)
+
+
+def crops(pixels: Pictures, holes: Holes) -> Iterator[UInt8[np.ndarray, "s s c"]]:
+    """Of each image the smallest square around its hole, moved into the image where it would stand out."""
+    for image, hole in zip(pixels, holes, strict=True):
+        spans = [np.flatnonzero(hole.any(axis=axis)) for axis in (1, 0)]
+        side = min(max(span[-1] - span[0] + 1 for span in spans), *hole.shape)
+        top, left = (
+            int(np.clip((span[0] + span[-1] + 1 - side) // 2, 0, whole - side)) for span, whole in zip(spans, hole.shape, strict=True)
+        )
+        yield image[top : top + side, left : left + side]
 
 
 class Figures(NamedTuple):

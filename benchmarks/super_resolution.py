@@ -12,9 +12,9 @@ Regression networks come from `baselines.py`. Models are folders of ours; images
 
 import argparse
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -76,13 +76,13 @@ def consistency(made: Pictures, low_res: Pictures, factor: int) -> float:
 class Task:
     """A model for a degradation, the regression network trained on the same, and how both are used."""
 
-    def __init__(self, kind: Degradation, name: str, request: SampleRequest) -> None:
+    def __init__(self, kind: Degradation, name: str, baselines: Path, request: SampleRequest) -> None:
         self.kind, self.recipe, self.pipe, self.request = kind, recipe_of(name), pipeline(name), request
         configs = [config for config in self.recipe.conditioners if isinstance(config, LowResConfig)]
         if not configs or configs[0].degradation != kind:
             raise ValueError(f"--{kind}: {name} was not trained on small images of this kind")
         self.factor = configs[0].factor
-        network, self.baseline = load(BASELINES / f"super-resolution-{kind}", "super_resolution")
+        network, self.baseline = load(baselines / f"super-resolution-{kind}", "super_resolution")
         assert isinstance(network, SuperResolver)
         self.network = network
 
@@ -108,11 +108,13 @@ def rows_of(degradation: str, methods: dict[str, Pictures], low_res: Pictures, f
 def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """All rows, and what belongs beside them."""
     request = SampleRequest(steps=options.steps, seed=options.seed, batch=BATCH)
-    tasks = [Task("bicubic", options.bicubic, request), Task("bsr", options.bsr, request)]
+    tasks = [Task(kind, getattr(options, kind), options.baselines, request) for kind in get_args(Degradation)]
     factor, rows = tasks[0].factor, []
     seen = [
         images(options.data, task.recipe, Extras(low_res=(task.kind, factor)), options.n, options.split, options.seed) for task in tasks
     ]
+    if not np.array_equal(seen[0].pixels, seen[1].pixels):
+        raise ValueError("--bsr: this model was trained on images prepared otherwise than --bicubic: train both by one recipe")
     measure = Measure(seen[0].pixels)
     for task, found in zip(tasks, seen, strict=True):
         assert found.low_res is not None
@@ -131,19 +133,33 @@ def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, An
     return rows, {**settings, **measure.facts, "baselines": baselines}
 
 
+def verdicts(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Whether diffusion is nearer to real images than the others, and nearer where it was trained on BSR."""
+    found = {(row["degradation"], row["method"]): row["distance"] for row in rows}
+    for kind in get_args(Degradation):
+        ours = found[kind, f"diffusion, trained on {kind}"]
+        for other in ("bicubic enlargement", f"regression, trained on {kind}"):
+            yield f"{kind}: diffusion better than {other}: {'yes' if ours < found[kind, other] else 'NO'}"
+    for name in UNSEEN:
+        bicubic_one, bsr_one = (found[name, f"diffusion, trained on {kind}"] for kind in ("bicubic", "bsr"))
+        yield f"{name}: trained on bsr better than trained on bicubic: {'yes' if bsr_one < bicubic_one else 'NO'}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bicubic", required=True, help="the model trained on bicubic small images")
     parser.add_argument("--bsr", required=True, help="the model trained on BSR degradations")
+    parser.add_argument("--baselines", type=Path, default=BASELINES, help="what baselines.py wrote (default: benchmarks/baselines)")
     parser.add_argument("--data", type=Path, required=True, help="a folder of images")
     parser.add_argument("--split", choices=["held_out", "train"], default="held_out", help="which part of it (default: held_out)")
     parser.add_argument("-n", type=int, default=1000, help="images (default: 1000)")
     parser.add_argument("--steps", type=int, default=25, help="of sampling (default: 25)")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    rows, facts = run(options)
-    columns = ["degradation", "method", "distance", "psnr", "ssim", "consistency"]
-    print(table(columns, [[f"{row[key]:.2f}" if isinstance(row[key], float) else str(row[key]) for key in columns] for row in rows]))
+    rows, facts = run(parser.parse_args())
+    columns = ["distance", "psnr", "ssim", "consistency"]
+    lines = [[f"{row['degradation']}: {row['method']}", *(f"{row[key]:.2f}" for key in columns)] for row in rows]
+    print(table(["degradation: method", *columns], lines))
+    print("\ndistance:", *verdicts(rows), sep="\n")
     print("written to", save("super_resolution", rows, **facts))
 
 
