@@ -21,7 +21,20 @@ from latentworks.recipe import DiffusionRecipe, read_recipe
 from latentworks.request import SampleRequest
 from latentworks.types import Batch
 
-__all__ = ["BATCH", "Figures", "Holes", "Images", "Measure", "Pictures", "crops", "drawn", "images", "pipeline", "recipe_of"]
+__all__ = [
+    "BATCH",
+    "Figures",
+    "Holes",
+    "Images",
+    "Measure",
+    "Pictures",
+    "crops",
+    "drawn",
+    "images",
+    "pipeline",
+    "recipe_of",
+    "reconstructed",
+]
 
 Pictures = UInt8[np.ndarray, "n h w c"]
 Holes = Bool[np.ndarray, "n h w"]
@@ -74,6 +87,13 @@ def drawn(pipe: Pipeline, fields: Callable[[slice], Batch], n: int, request: Sam
         events = pipe.draw_batch(batch, request.replace(seed=request.seed + start))
         made += [event.pixels for event in events if isinstance(event, Drawn)]
     return np.concatenate(made)
+
+
+def reconstructed(pipe: Pipeline, pixels: Pictures) -> Pictures:
+    """What the first stage gives back of the images themselves: no model in its latents does better."""
+    with torch.no_grad():
+        parts = (to_tensor(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH))
+        return np.concatenate([pipe.decode(pipe.model.encode(part)) for part in parts])
 
 
 def crops(pixels: Pictures, holes: Holes) -> Iterator[UInt8[np.ndarray, "s s c"]]:

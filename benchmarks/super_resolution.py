@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from record import save, table
 from regressors import SuperResolver, load
-from restoration import BATCH, Measure, Pictures, drawn, images, pipeline, recipe_of
+from restoration import BATCH, Measure, Pictures, drawn, images, pipeline, recipe_of, reconstructed
 
 from latentworks.conditioners import LowResConfig
 from latentworks.data.dataset import Extras
@@ -118,7 +118,8 @@ def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, An
     measure = Measure(seen[0].pixels)
     for task, found in zip(tasks, seen, strict=True):
         assert found.low_res is not None
-        methods = {"bicubic enlargement": enlarged(found.low_res, factor), **task.methods(found.low_res)}
+        ideal = {"first stage, of the large image itself": reconstructed(task.pipe, found.pixels)}
+        methods = {**ideal, "bicubic enlargement": enlarged(found.low_res, factor), **task.methods(found.low_res)}
         name, made = list(methods.items())[-1]
         pairs = zip(made, found.low_res, strict=True)
         methods[f"{name}, back-projected"] = np.stack([back_project(image, small, factor, STEPS) for image, small in pairs])
