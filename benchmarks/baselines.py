@@ -1,28 +1,29 @@
-"""Trains what restoration by diffusion is compared with: regression networks of the same size, data, settings and time as a model.
+"""Trains what restoration by diffusion is compared with: a regression network of the same size, data, settings and time as a model.
 
-`super-resolution` is the model's own UNet, on the small image and without steps, trained with L1 to give the large one. `inpainting` is
-built of fast Fourier convolutions, of the width that has as many parameters, trained with L1 within the hole. The model (`--like`) is a
-model folder of ours: its UNet sets the size, its recipe says how images are prepared and which optimiser is used. How many steps fit into
-`--minutes` is measured first, so that the learning rate falls to its end.
+For a super-resolution model it is the model's own UNet, on the small image and without steps, trained with L1 to give the large one. For an
+inpainting model it is built of fast Fourier convolutions, as wide as gives it as many parameters, and trained with L1 within the hole. The
+model (`--like`) is a model folder of ours: its UNet sets the size, its recipe says how images are prepared and which optimiser is used. How
+many steps fit into `--minutes` is measured first, so that the learning rate falls to its end.
 """
 
 import argparse
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from regressors import InpainterConfig, Regressor, SuperResolver, SuperResolverConfig, build, save, size, width_for
+from restoration import recipe_of
 from torch import Tensor
 
-from latentworks.checkpoints.resolve import resolve_model
-from latentworks.data.dataset import Extras, ImageDataset
+from latentworks.completion import extras_of
+from latentworks.conditioners import LowResConfig, MaskedImageConfig
+from latentworks.data.dataset import ImageDataset
 from latentworks.data.sources import FolderSource
 from latentworks.objectives.base import Loss, Objective
 from latentworks.pipeline import load_model
-from latentworks.recipe import DiffusionRecipe, read_recipe
+from latentworks.recipe import DiffusionRecipe
 from latentworks.train import State, TrainConfig, make_accelerator, train
 from latentworks.types import Batch
 
@@ -56,14 +57,15 @@ class Regression(Objective):
         return error.sum() / (batch["mask"].sum() * image.shape[1])
 
 
-def fitted(task: str, like: Path | str, degradation: Literal["bicubic", "bsr"], channels: int) -> tuple[Regressor, DiffusionRecipe, int]:
-    """The network for a task, the recipe of the model it is like, and that model's trained parameters."""
-    model, recipe = load_model(like), read_recipe(resolve_model(like) / "recipe.json")
-    assert isinstance(recipe, DiffusionRecipe)
-    trained = size(model.unet) + size(model.conditioners)
-    if task == "super-resolution":
-        return build(SuperResolverConfig(unet=recipe.unet, channels=channels, degradation=degradation)), recipe, trained
-    return build(width_for(trained, InpainterConfig(width=8, channels=channels, groups=recipe.unet.groups))), recipe, trained
+def fitted(recipe: DiffusionRecipe, parameters: int, channels: int) -> Regressor:
+    """The network for a model of so many trained parameters. Raises: ValueError if it restores nothing."""
+    for config in recipe.conditioners:
+        match config:
+            case LowResConfig():
+                return build(SuperResolverConfig(unet=recipe.unet, channels=channels, factor=config.factor, degradation=config.degradation))
+            case MaskedImageConfig():
+                return build(width_for(parameters, InpainterConfig(width=8, channels=channels, groups=recipe.unet.groups)))
+    raise ValueError(f"--like: {recipe.name} neither enlarges nor inpaints: give a model that does")
 
 
 def steps_for(objective: Regression, data: ImageDataset, config: TrainConfig, minutes: float) -> int:
@@ -82,13 +84,13 @@ def steps_for(objective: Regression, data: ImageDataset, config: TrainConfig, mi
 
 def run(options: argparse.Namespace) -> Path:
     """Train one baseline and write its folder."""
-    recipe = read_recipe(resolve_model(options.like) / "recipe.json")
+    recipe, model = recipe_of(options.like), load_model(options.like)
+    trained = size(model.unet) + size(model.conditioners)
     source = FolderSource(options.data, split="train", channels=recipe.data.channels)
     torch.manual_seed(options.seed)
-    network, recipe, trained = fitted(options.task, options.like, options.degradation, source.channels)
+    network = fitted(recipe, trained, source.channels)
     print(f"{size(network):,} parameters; those trained of {options.like}: {trained:,}")
-    small = (options.degradation, network.config.factor) if isinstance(network, SuperResolver) else None
-    data = ImageDataset(source, recipe.data, options.seed, extras=Extras(low_res=small, holes=small is None))
+    data = ImageDataset(source, recipe.data, options.seed, extras=extras_of(recipe.conditioners))
     for _ in data.load():  # else the speed would be that of reading files
         pass
     objective = Regression(network)
@@ -109,17 +111,15 @@ def run(options: argparse.Namespace) -> Path:
         "parameters_of_the_model": trained,
     }
     with state.averaged():
-        name = f"super-resolution-{options.degradation}" if isinstance(network, SuperResolver) else "inpainting"
+        name = f"super-resolution-{network.config.degradation}" if isinstance(network, SuperResolver) else "inpainting"
         return save(options.out / name, network, facts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["super-resolution", "inpainting"])
     parser.add_argument("--like", required=True, help="the model it will be compared with: a model folder, run folder or bundled name")
     parser.add_argument("--data", type=Path, required=True, help="the folder of images that model was trained on")
     parser.add_argument("--minutes", type=float, required=True, help="training time of that model")
-    parser.add_argument("--degradation", choices=["bicubic", "bsr"], default="bicubic", help="of super-resolution (default: bicubic)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=FOLDER, help="default: benchmarks/baselines")
     print("written to", run(parser.parse_args()))

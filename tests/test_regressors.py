@@ -7,10 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from latentworks.recipes import get_recipe
 from latentworks.types import Gives
 from latentworks.unet import UNet, UNetConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from baselines import Regression, fitted
 from regressors import FourierUnit, Inpainter, InpainterConfig, SuperResolver, SuperResolverConfig, build, load, save, size, width_for
 
 SMALL = InpainterConfig(width=16, blocks=2)
@@ -85,3 +87,23 @@ def test_a_baseline_is_what_was_saved(inpainter, holed, tmp_path):
     with pytest.raises(ValueError, match=r"holds no baseline: train it with benchmarks/baselines\.py"):
         load(tmp_path, "inpainting")
     assert isinstance(build(SMALL), Inpainter)
+
+
+def test_a_baseline_is_fitted_to_its_model():
+    large = fitted(get_recipe("scenes-sr"), 0, 3)
+    assert isinstance(large, SuperResolver)
+    assert (large.config.factor, large.config.degradation) == (4, "bsr")
+    filling = fitted(get_recipe("scenes-inpaint"), 300_000, 3)
+    assert isinstance(filling, Inpainter)
+    assert size(filling) == pytest.approx(300_000, rel=0.15)
+    with pytest.raises(ValueError, match="--like: scenes-class neither enlarges nor inpaints"):
+        fitted(get_recipe("scenes-class"), 0, 3)
+
+
+def test_the_loss_is_that_of_the_hole(inpainter, holed):
+    image, hole = holed
+    batch = {"index": torch.zeros(1), "image": image, "mask": hole}
+    (loss,) = Regression(inpainter).losses(batch, 0)
+    apart = (inpainter(image, hole) - image).abs()
+    torch.testing.assert_close(loss.value, apart[:, :, 4:24, 6:20].mean())
+    assert Regression(inpainter).held_out([batch])["l1"] == pytest.approx(float(loss.value))
