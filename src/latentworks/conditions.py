@@ -67,7 +67,7 @@ def check_conditions(model: LatentDiffusion, request: SampleRequest) -> None:
     if beyond := sorted(takes - set(_FIELDS.values())):
         raise ValueError(f"{beyond[0]}: this model needs it, and no request can carry it: use model.condition in Python")
     for name, field in (*_FIELDS.items(), ("negative_prompt", "text")):
-        if getattr(request, name) is not None and field not in takes | {"mask"}:
+        if getattr(request, name) is not None and field not in takes | {"mask"} | ({"label"} if request.classifier is not None else set()):
             known = ", ".join(_SAID[field] for field in sorted(takes)) or "no condition"
             raise ValueError(f"{name}: this model does not take {_SAID[field]}; it takes {known}")
     for name, field in _FIELDS.items():
@@ -83,6 +83,10 @@ def check_conditions(model: LatentDiffusion, request: SampleRequest) -> None:
             raise ValueError(f"{name}: it says how an image guides: give that too (--guide-image), or leave it out")
     if request.back_projection and request.upscale is None:
         raise ValueError("back_projection: it belongs to upscaling: leave it out, or give --upscale")
+    if request.classifier_scale is not None and request.classifier is None:
+        raise ValueError("classifier_scale: it belongs to a classifier: leave it out, or give --classifier")
+    if request.classifier is not None and request.label is None:
+        raise ValueError("label: a classifier guides towards a class: give one (--label on the command line)")
     if request.position is not None and request.to_seed is None:
         raise ValueError("position: it lies between two seeds: give to_seed as well")
 

@@ -23,6 +23,9 @@ def _name(picture: Path | Image.Image) -> str:
 Picture = Annotated[Path | InstanceOf[Image.Image], PlainSerializer(_name, when_used="json")]
 """An image file, or Pillow's image; of a file its name alone is written into what is drawn."""
 
+ModelName = Annotated[Path, PlainSerializer(lambda path: path.name, when_used="json")]
+"""A run or model folder, or a bundled model; its name alone is written into what is drawn."""
+
 
 class SampleRequest(Config):
     """What to draw. None means "as the model was made for". Image i has seed ``seed + i`` and does not depend on ``batch``.
@@ -32,7 +35,8 @@ class SampleRequest(Config):
     inpainted; alone it is where drawing starts, after the first 1 - ``strength`` of the steps. A model not trained to inpaint keeps the
     known pixels at every step; the sampler repaint also goes back ``jump`` steps, ``resample`` - 1 times. ``guide_image`` guides without
     retraining: see `ImageGuidanceConfig`; ``mask`` is then that of ``guide`` "mask". With ``to_seed`` the images lie evenly between the
-    noise of ``seed`` and that one, or at ``position`` (0 to 1) between them.
+    noise of ``seed`` and that one, or at ``position`` (0 to 1) between them. ``classifier``: a run of a classifier recipe, whose gradient,
+    times ``classifier_scale`` (default 1), leads towards ``label``, also a model that knows no classes.
     """
 
     prompt: str | tuple[str, ...] | None = None
@@ -56,6 +60,8 @@ class SampleRequest(Config):
     sampler: str | None = None
     steps: int | None = Field(None, ge=1)
     guidance: float | None = None
+    classifier: ModelName | None = None
+    classifier_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
     eta: float | None = Field(None, ge=0, le=1)
     jump: int | None = Field(None, ge=1)
     resample: int | None = Field(None, ge=1)

@@ -48,6 +48,8 @@ def sample(
     seed: Annotated[int, typer.Option(help="Image i has seed + i, whatever its neighbours.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; default the model's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; 1 is none; default the model's.")] = None,
+    classifier: Annotated[Path | None, typer.Option(help="Run of a classifier recipe that guides towards --label.")] = None,
+    classifier_scale: Annotated[float | None, typer.Option(help="How strongly it guides; 0 is not at all; default 1.")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, plms, dpmpp_2m, unipc; for holes repaint. Default: the model's.")] = None,
     jump: Annotated[int | None, typer.Option(help="Steps that repaint goes back; default 10.")] = None,
     resample: Annotated[int | None, typer.Option(help="How often repaint takes these steps; default 10.")] = None,
@@ -73,7 +75,7 @@ def sample(
             "guidance": guidance, "sampler": sampler, "eta": eta, "size": _size(size), "batch": batch, "boxes": _boxes(boxes), "map": map,
             "upscale": upscale, "back_projection": back_projection, "image": image, "mask": mask, "strength": strength, "to_seed": to_seed,
             "guide_image": guide_image, "guide": guide, "guide_scale": guide_scale, "guide_distance": guide_distance, "jump": jump,
-            "resample": resample,
+            "resample": resample, "classifier": classifier, "classifier_scale": classifier_scale,
         }
     )  # fmt: skip
     pipeline = load(model, Engine.parse({"device": device, "precision": precision}))
