@@ -68,13 +68,13 @@ def test_what_is_decoded_beyond_the_size_is_not_compared() -> None:
 
 
 @pytest.mark.parametrize(("guide", "channels"), [("identity", 3), ("grey", 3), ("down", 1)])
-def test_the_perceptual_distance_is_that_of_the_networks_times_the_values_compared(guide: str, channels: int) -> None:
+def test_the_perceptual_distance_is_that_of_the_networks_times_the_cells(guide: str, channels: int) -> None:
     stage = IdentityFirstStage(IdentityConfig(in_channels=channels))
     x, y = images(2, channels, 32), images(1, channels, 16 if guide == "down" else 32, seed=1)
     seen = {"identity": x, "grey": (torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1) * x).sum(1, keepdim=True)}.get(guide)
     seen = F.interpolate(x, (16, 16), mode="bicubic", antialias=True) if seen is None else seen
     target = (torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1) * y).sum(1, keepdim=True) if guide == "grey" else y
-    expected = EfficientNetPerceptual()(seen, target.expand_as(seen)) * seen[0].numel()
+    expected = EfficientNetPerceptual()(seen, target.expand_as(seen)) * (seen.shape[2] / 16) * (seen.shape[3] / 16)
     torch.testing.assert_close(loss(x, y, stage=stage, guide=guide, distance="perceptual"), expected)
 
 

@@ -19,6 +19,9 @@ __all__ = ["Distance", "Guide", "ImageGuidanceConfig", "image_loss", "known_late
 Guide = Literal["identity", "down", "grey", "mask"]
 Distance = Literal["l2", "perceptual"]
 
+CELL = 16
+"""Pixels a side of what the coarsest stage of the perceptual distance compares."""
+
 LUMA = (0.299, 0.587, 0.114)
 """Grey of red, green and blue (ITU-R BT.601), as Pillow's mode L."""
 
@@ -28,7 +31,7 @@ class ImageGuidanceConfig(Config):
 
     ``guide``: "identity", all of it; "down", its bicubic reduction to the image's size; "grey", without colour; "mask", what is outside a
     hole. ``distance``: "l2", half the sum of squares (the paper's Gaussian guider), or "perceptual", EfficientNet-Lite1's distance times
-    the number of values compared, so that both grow with the image. ``scale`` multiplies it.
+    the image's number of cells of 16 x 16 pixels, its coarsest stage's, so that both grow with the image. ``scale`` multiplies it.
     """
 
     guide: Guide = "identity"
@@ -68,7 +71,7 @@ def image_loss(
         seen = view(first_stage.decode(x0)[..., : size[0], : size[1]].float())
         if perceptual is None:
             return (seen - target).square().sum(dim=(1, 2, 3)) / 2
-        return seen[0].numel() * perceptual(seen, target.expand_as(seen))
+        return seen[0, 0].numel() / CELL**2 * perceptual(seen, target.expand_as(seen))
 
     return loss_of_x0
 
