@@ -18,9 +18,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A bundled model's name, a model folder or a run folder.")],
     data: Annotated[Path, typer.Option(help="Folder of images to compare with.")],
     n: Annotated[int, typer.Option("-n", help="Images to draw; a first stage draws none.")] = 1000,
-    split: Annotated[
-        str | None, typer.Option(help="train, held_out or all. Default: held_out for a first stage, else train.")
-    ] = None,
+    split: Annotated[str | None, typer.Option(help="train, held_out or all. Default: held_out for a first stage, else train.")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, plms, dpmpp_2m or unipc. Default: the model's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. Default: the model's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the model's.")] = None,
@@ -63,8 +61,9 @@ def _begin(
     from latentworks.metrics.evaluate import evaluate_first_stage, evaluate_model
     from latentworks.metrics.reference import reference_images
     from latentworks.model import LatentDiffusion
-    from latentworks.pipeline import Pipeline, SampleRequest
+    from latentworks.pipeline import Pipeline
     from latentworks.recipe import DiffusionRecipe
+    from latentworks.request import SampleRequest
 
     request = SampleRequest.parse(drawing)
     splits: dict[str, Split | None] = {"train": "train", "held_out": "held_out", "all": None}
