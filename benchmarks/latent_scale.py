@@ -122,10 +122,10 @@ def main() -> None:
             distance = frechet_distance(collect(extract(network, parts)), real)
             rows.append({"size": scale * SIDE, "statistics": name, "distance": round(distance, 1), "pictures": len(images)})
             pictures.append((f"{scale * SIDE} px, {name}", Image.fromarray(images[0])))
-    shown = [(text, image.resize((2 * SCALES[-1] * SIDE // 2,) * 2, Image.Resampling.NEAREST)) for text, image in pictures]
+    shown = [(text, image.resize((SCALES[-1] * SIDE,) * 2, Image.Resampling.NEAREST)) for text, image in pictures]
     save_sheet(RESULTS / "latent_scale.png", sheet([image for _, image in shown], [text for text, _ in shown], columns=2))
     print(table(["size", "statistics", "distance"], [[str(row["size"]), row["statistics"], f"{row['distance']:.1f}"] for row in rows]))
-    path = save("latent_scale", rows, std=round(float(bundled.std), 3), training_steps=last[0].step, crops=options.n, **vars(options))
+    path = save("latent_scale", rows, std=round(float(bundled.std), 3), training_steps=last[0].step, **vars(options))
     print("\nwritten to", path)
 
 

@@ -2,8 +2,8 @@
 
 The first stage is given photographs (scikit-image's) of 512 x 512 pixels, as a whole and in 4 x 4 tiles: the largest difference between the
 two, of images in 255ths; and the mean difference of neighbouring pixels across the tiles' borders over that elsewhere, of both. Then the
-model draws with tiles of its training size: peak memory (highest resident size of a process of its own) at 512 and 1,024 pixels a side,
-beside that without tiles, and the time of the larger one with the model's own sampler and steps.
+model draws, unguided, with tiles of its training size: peak memory (highest resident size of a process of its own) at 512 and 1,024 pixels
+a side, beside that without tiles; and the time of the larger one with the model's own sampler and steps.
 """
 
 import argparse
@@ -28,8 +28,9 @@ from latentworks.data.transforms import to_tensor
 from latentworks.first_stage import FirstStage
 from latentworks.first_stage.tiled import in_tiles
 from latentworks.pipeline import Drawn, load
+from latentworks.request import SampleRequest
 
-PHOTOGRAPHS = ("astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png", "rocket.jpg")
+PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "grass.png")
 SIDE, TILES = 512, 4
 UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, KiB on Linux
 
@@ -91,9 +92,7 @@ def draw(model: str, side: int, tiled: bool, steps: int | None) -> dict[str, Any
     """Draw one picture in this process: seconds, peak memory."""
     pipe = load(model)
     began = time.perf_counter()
-    settings = {"size": (side, side), "steps": steps, "tile": pipe.size if tiled else None}
-    from latentworks.request import SampleRequest
-
+    settings = {"size": (side, side), "steps": steps, "guidance": 1.0, "tile": pipe.size if tiled else None}
     *_, drawn = pipe.draw(SampleRequest.parse(settings))
     assert isinstance(drawn, Drawn)
     what = f"sample of {side} x {side} px, {f'tiles of {pipe.size} px' if tiled else 'whole'}"
@@ -118,8 +117,8 @@ def main() -> None:
         print(json.dumps(draw(options.model, side, bool(tiled), steps or None)))
         return
     rows = first_stage_rows(load(options.model).model.first_stage)
-    rows += [apart(options.model, "--draw", str(side), str(tiled), "1") for side in (512, 1024) for tiled in (0, 1)]
-    rows.append(apart(options.model, "--draw", "1024", "1", str(options.steps or 0)))
+    for side, tiled, steps in ((512, 0, 1), (512, 1, 1), (1024, 0, 1), (1024, 1, options.steps or 0)):  # memory is that of one step
+        rows.append(apart(options.model, "--draw", str(side), str(tiled), str(steps)))
     columns = list(dict.fromkeys(key for row in rows for key in row))
     print(table([name.replace("_", " ") for name in columns], [[str(row.get(name, "")) for name in columns] for row in rows]))
     print("\nwritten to", save("tiling", rows, model=Path(options.model).name))

@@ -107,7 +107,8 @@ def test_boxes_are_cut_at_the_edges_of_their_tile():
     sliver = box(0.45, 0.1, 0.2, 0.2)
     assert boxes_within([sliver], left, visible=0.3) == []
     assert len(boxes_within([sliver], left, visible=0.2)) == 1
-    assert boxes_within([cat, sky], (0.0, 0.0, 1.0, 1.0)) == [cat, sky]
+    (whole,) = boxes_within([cat], (0.0, 0.0, 1.0, 1.0))
+    assert {key: pytest.approx(value) if key in "x y width height" else value for key, value in cat.items()} == whole
     beyond = boxes_within([sky], (0.0, 0.0, 2.0, 1.0))
     assert beyond == [box(0, 0, 0.5, 1, "sky")], "a canvas wider than the image"
 

@@ -19,14 +19,20 @@ from latentworks.data.degrade import back_project
 from latentworks.data.transforms import from_tensor
 from latentworks.diffusion.guidance import classifier_free
 from latentworks.diffusion.samplers import SAMPLERS
+from latentworks.diffusion.tiling import areas, boxes_within, per_tile, tiled
 from latentworks.engine import Engine
+from latentworks.first_stage.autoencoder import Run, whole
+from latentworks.first_stage.tiled import in_tiles
 from latentworks.model import LatentDiffusion
 from latentworks.random import randn_like_per_image
 from latentworks.recipe import DiffusionRecipe, SamplingDefaults, read_recipe
 from latentworks.request import SampleRequest, settings
-from latentworks.types import Batch, Cond, Denoise, Step
+from latentworks.types import Batch, Cond, Denoise, Predict, Step
 
 __all__ = ["Drawn", "Pipeline", "load", "load_model", "picture"]
+
+FIRST_STAGE_TILE = 256
+"""Pixels a side of the smallest tiles a first stage is run in: their rims cost time, and its memory is small beside a UNet's."""
 
 
 class Drawn(NamedTuple):
@@ -76,11 +82,11 @@ class Pipeline:
         Raises: ValueError on what the model cannot do.
         """
         count = len(batch["index"])
-        request = self.filled(request.replace(n=count))
+        request = self.filled(request.replace(n=count, size=None))
         for step in self._sampled(request.each(), self._denoise(batch, request), self._padded((self.size, self.size))):
             last = step
             yield step
-        yield Drawn(self.decode(last.x)[:, : self.size, : self.size], request.each(), count, count)
+        yield Drawn(self.decode(last.x, self._run(request))[:, : self.size, : self.size], request.each(), count, count)
 
     def stream(self, request: SampleRequest, start: int = 0, stop: int | None = None) -> Iterator[Step]:
         """Steps of images start..stop, in latent space; stop iterating to cancel. Raises: ValueError on what the model cannot do."""
@@ -116,12 +122,32 @@ class Pipeline:
         strength = 0.6 if request.strength is None and request.image is not None and request.mask is None else request.strength
         steps = request.steps or self.defaults.steps
         self.model.process.timesteps(steps, self.defaults.spacing)
-        return request.replace(sampler=sampler, steps=steps, guidance=guidance, size=size, strength=strength)
+        overlap = self._overlap(request)
+        return request.replace(sampler=sampler, steps=steps, guidance=guidance, size=size, strength=strength, overlap=overlap)
+
+    def _overlap(self, request: SampleRequest) -> int | None:
+        """Pixels that tiles share, if there are tiles. Raises: ValueError for tiles that are not possible."""
+        tile, overlap, factor = request.tile, request.overlap, self.model.first_stage.factor
+        if tile is None:
+            if overlap is not None:
+                raise ValueError(f"overlap: {overlap} pixels are shared by tiles, and there are none: give tile as well")
+            return None
+        if tile % self._multiple:
+            raise ValueError(f"tile: {tile} pixels cannot be halved as often as the model does: use a multiple of {self._multiple}")
+        if overlap is None:
+            return tile // 4 // factor * factor
+        if overlap % factor or overlap >= tile:
+            raise ValueError(f"overlap: {overlap} is not possible with tiles of {tile}: use a multiple of {factor} below that")
+        return overlap
+
+    @property
+    def _multiple(self) -> int:
+        """What divides a side that the networks can halve as often as they do."""
+        return self.model.first_stage.factor * self.model.unet.config.factors[-1]
 
     def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The next size that the networks can halve as often as they do."""
-        multiple = self.model.first_stage.factor * self.model.unet.config.factors[-1]
-        height, width = (-(-side // multiple) * multiple for side in size)
+        """The next size that the networks can halve."""
+        height, width = (-(-side // self._multiple) * self._multiple for side in size)
         return height, width
 
     def _conditioners(self) -> list[Conditioner]:
@@ -132,7 +158,7 @@ class Pipeline:
         """The steps of resolved requests that differ in prompt and noise only."""
         padded = self._padded(pictures.size)
         batch = conditions_of(self.model, each[0], pictures, padded, [one.prompt if isinstance(one.prompt, str) else None for one in each])
-        z = None if each[0].strength is None else self.model.encode(batch["image"].to(self.device))
+        z = None if each[0].strength is None else self.model.encode(batch["image"].to(self.device), run=self._run(each[0]))
         yield from self._sampled(each, self._denoise(batch, each[0]), padded, z)
 
     @torch.no_grad()
@@ -165,12 +191,15 @@ class Pipeline:
 
     def _denoise(self, batch: Batch, request: SampleRequest) -> Denoise:
         """The model closed over a batch's condition and guidance."""
-        cond = self.model.condition(batch)
+        cond = self._condition(batch, request)
 
-        def predict(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        def predict_whole(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
             with self.engine.autocast():
                 return self.model.predict(x_t, t, cond).float()
 
+        predict: Predict = predict_whole
+        if request.tile is not None and request.overlap is not None:
+            predict = tiled(predict, *(pixels // self.model.first_stage.factor for pixels in (request.tile, request.overlap)))
         assert request.guidance is not None
         if request.guidance == 1:
             return lambda x_t, t: predict(x_t, t, cond)
@@ -179,16 +208,36 @@ class Pipeline:
             none = conditioner.drop(none, everywhere) if droppable(conditioner) else none
         if request.negative_prompt is not None:
             none = {**none, "text": [request.negative_prompt] * len(everywhere)}
-        return classifier_free(predict, cond, self.model.condition(none), request.guidance)
+        return classifier_free(predict, cond, self._condition(none, request), request.guidance)
+
+    def _condition(self, batch: Batch, request: SampleRequest) -> Cond:
+        """The condition of a batch, its boxes as each tile, or the padded image, shows them."""
+        run, size = self._run(request), request.size or (self.size, self.size)
+        factor, padded = self.model.first_stage.factor, self._padded(size)
+        if "boxes" not in batch or (request.tile is None and padded == size):
+            return self.model.condition(batch, run=run)
+        latent, image = (padded[0] // factor, padded[1] // factor), (size[0] / factor, size[1] / factor)
+        tile, overlap = (max(latent), 0) if request.tile is None else (request.tile // factor, (request.overlap or 0) // factor)
+        conds = []
+        for area in areas(latent, tile, overlap, image):
+            boxes = [boxes_within(objects, area) for objects in batch["boxes"]]
+            conds.append(self.model.condition({**batch, "boxes": boxes}, run=run))
+        return per_tile(conds) if len(conds) > 1 else conds[0]
+
+    def _run(self, request: SampleRequest) -> Run:
+        """How the first stage is run."""
+        if request.tile is None:
+            return whole
+        return in_tiles(max(request.tile, FIRST_STAGE_TILE) // self.model.first_stage.factor)
 
     @torch.no_grad()
-    def decode(self, z: Float[Tensor, "b z h w"]) -> Shaped[np.ndarray, "b h w c"]:
-        """Pixels of latents, in the depth of the training data."""
-        return from_tensor(self.model.first_stage.decode(z), self.depth)
+    def decode(self, z: Float[Tensor, "b z h w"], run: Run = whole) -> Shaped[np.ndarray, "b h w c"]:
+        """Pixels of latents, in the depth of the training data. ``run``: how the decoder is run."""
+        return from_tensor(self.model.first_stage.decode(z, run), self.depth)
 
     def _finished(self, z: Float[Tensor, "b z h w"], request: SampleRequest, pictures: Pictures) -> Shaped[np.ndarray, "b h w c"]:
         """Pixels in the size asked for; outside a hole the given ones, byte for byte; enlarged ones moved onto what they came from."""
-        pixels = self.decode(z)[:, : pictures.size[0], : pictures.size[1]]
+        pixels = self.decode(z, self._run(request))[:, : pictures.size[0], : pictures.size[1]]
         if pictures.low_res is not None and request.back_projection:
             factor = pictures.size[0] // pictures.low_res.shape[0]
             pixels = np.stack([back_project(image, pictures.low_res, factor, request.back_projection) for image in pixels])

@@ -29,7 +29,8 @@ class SampleRequest(Config):
     ``boxes`` are relative to the image's sides. ``map``: a label map, numbers or the model's colours. ``upscale``: the image to enlarge;
     ``back_projection``: steps that make the result agree with it once reduced again. ``image`` with ``mask`` (white: the hole) is
     inpainted; alone it is where drawing starts, after the first 1 - ``strength`` of the steps. With ``to_seed`` the images lie evenly
-    between the noise of ``seed`` and that one, or at ``position`` (0 to 1) between them.
+    between the noise of ``seed`` and that one, or at ``position`` (0 to 1) between them. With ``tile`` the model sees so many pixels a
+    side at a time, ``overlap`` of which neighbours share (a quarter), and the memory needed is that of a tile.
     """
 
     prompt: str | tuple[str, ...] | None = None
@@ -51,6 +52,8 @@ class SampleRequest(Config):
     guidance: float | None = None
     eta: float | None = Field(None, ge=0, le=1)
     size: tuple[int, int] | None = Field(None, description="height, width in pixels")
+    tile: int | None = Field(None, ge=1, description="pixels a side of the tiles that larger images are drawn in")
+    overlap: int | None = Field(None, ge=0, description="pixels that neighbouring tiles share")
     batch: int = Field(16, ge=1, description="images drawn at once")
 
     @field_validator("sampler")

@@ -47,6 +47,8 @@ def sample(
     sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, plms, dpmpp_2m or unipc; default the model's.")] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim: 0 is deterministic, 1 as much as ddpm.")] = None,
     size: Annotated[str | None, typer.Option(help="Pixels, as 64 or WIDTHxHEIGHT; default the training size.")] = None,
+    tile: Annotated[int | None, typer.Option(help="Draw in tiles of so many pixels a side: an image of any size in little memory.")] = None,
+    overlap: Annotated[int | None, typer.Option(help="Pixels that neighbouring tiles share; default a quarter of a tile.")] = None,
     batch: Annotated[int, typer.Option(help="Images drawn at once; changes speed and memory only.")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="float32, or bf16: faster where the processor has it.")] = "float32",
@@ -66,6 +68,7 @@ def sample(
             "prompt": tuple(prompt) if prompt else None, "n": n, "label": label, "negative_prompt": negative, "seed": seed, "steps": steps,
             "guidance": guidance, "sampler": sampler, "eta": eta, "size": _size(size), "batch": batch, "boxes": _boxes(boxes), "map": map,
             "upscale": upscale, "back_projection": back_projection, "image": image, "mask": mask, "strength": strength, "to_seed": to_seed,
+            "tile": tile, "overlap": overlap,
         }
     )  # fmt: skip
     pipeline = load(model, Engine.parse({"device": device, "precision": precision}))
