@@ -64,7 +64,7 @@ def check_conditions(model: LatentDiffusion, request: SampleRequest) -> None:
     if beyond := sorted(takes - set(_FIELDS.values())):
         raise ValueError(f"{beyond[0]}: this model needs it, and no request can carry it: use model.condition in Python")
     for name, field in (*_FIELDS.items(), ("negative_prompt", "text")):
-        if getattr(request, name) is not None and field not in takes:
+        if getattr(request, name) is not None and field not in takes | ({"label"} if request.classifier is not None else set()):
             known = ", ".join(_SAID[field] for field in sorted(takes)) or "no condition"
             raise ValueError(f"{name}: this model does not take {_SAID[field]}; it takes {known}")
     for name, field in _FIELDS.items():
@@ -76,6 +76,10 @@ def check_conditions(model: LatentDiffusion, request: SampleRequest) -> None:
         raise ValueError("strength: it says how much of an image is drawn anew: give --image, without --mask")
     if request.back_projection and request.upscale is None:
         raise ValueError("back_projection: it belongs to upscaling: leave it out, or give --upscale")
+    if request.classifier_scale is not None and request.classifier is None:
+        raise ValueError("classifier_scale: it belongs to a classifier: leave it out, or give --classifier")
+    if request.classifier is not None and request.label is None:
+        raise ValueError("label: a classifier guides towards a class: give one (--label on the command line)")
     if request.position is not None and request.to_seed is None:
         raise ValueError("position: it lies between two seeds: give to_seed as well")
 

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from latentworks.checkpoints.native import load_folder
 from latentworks.checkpoints.resolve import resolve_model
+from latentworks.class_guidance import classifier_of, towards
 from latentworks.conditioners import Conditioner
 from latentworks.conditions import Pictures, check_conditions, conditions_of, droppable, read_pictures
 from latentworks.data.degrade import back_project
 from latentworks.data.transforms import from_tensor
-from latentworks.diffusion.guidance import classifier_free
+from latentworks.diffusion.guidance import classifier, classifier_free
 from latentworks.diffusion.samplers import SAMPLERS
 from latentworks.diffusion.tiling import areas, boxes_within, per_tile, tiled
 from latentworks.engine import Engine
@@ -25,7 +26,7 @@ from latentworks.first_stage.autoencoder import Run, whole
 from latentworks.first_stage.tiled import in_tiles
 from latentworks.model import LatentDiffusion
 from latentworks.random import randn_like_per_image
-from latentworks.recipe import DiffusionRecipe, SamplingDefaults, read_recipe
+from latentworks.recipe import NOUNS, DiffusionRecipe, SamplingDefaults, read_recipe
 from latentworks.request import SampleRequest, settings
 from latentworks.types import Batch, Cond, Denoise, Predict, Step
 
@@ -122,8 +123,13 @@ class Pipeline:
         strength = 0.6 if request.strength is None and request.image is not None and request.mask is None else request.strength
         steps = request.steps or self.defaults.steps
         self.model.process.timesteps(steps, self.defaults.spacing)
-        overlap = self._overlap(request)
-        return request.replace(sampler=sampler, steps=steps, guidance=guidance, size=size, strength=strength, overlap=overlap)
+        scale = request.classifier_scale
+        if request.classifier is not None:
+            height, width = (side // self.model.first_stage.factor for side in self._padded(size))
+            classifier_of(self.model, request).net.check_size(height, width)
+            scale = 1.0 if scale is None else scale
+        request = request.replace(sampler=sampler, steps=steps, guidance=guidance, size=size, strength=strength, classifier_scale=scale)
+        return request.replace(overlap=self._overlap(request))
 
     def _overlap(self, request: SampleRequest) -> int | None:
         """Pixels that tiles share, if there are tiles. Raises: ValueError for tiles that are not possible."""
@@ -190,7 +196,15 @@ class Pipeline:
         return angle.cos() * x + angle.sin() * other
 
     def _denoise(self, batch: Batch, request: SampleRequest) -> Denoise:
-        """The model closed over a batch's condition and guidance."""
+        """The model closed over a batch's condition and guidance, a classifier's outside the other."""
+        denoise = self._classifier_free(batch, request)
+        if request.classifier is None:
+            return denoise
+        assert request.classifier_scale is not None
+        log_prob = towards(classifier_of(self.model, request), batch, request, self.engine)
+        return classifier(denoise, log_prob, self.model.process, request.classifier_scale)
+
+    def _classifier_free(self, batch: Batch, request: SampleRequest) -> Denoise:
         cond = self._condition(batch, request)
 
         def predict_whole(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -250,7 +264,7 @@ def load_model(name: Path | str) -> LatentDiffusion:
     """A latent diffusion model by bundled name, model folder or run folder. Raises: ValueError."""
     model, recipe = load_folder(resolve_model(name))
     if not isinstance(model, LatentDiffusion):
-        raise ValueError(f"{name} is a first stage ({recipe.name}): it cannot be sampled; train a latent diffusion model on it")
+        raise ValueError(f"{name} is a {NOUNS[recipe.kind]} ({recipe.name}): it cannot be sampled; name a latent diffusion model")
     return model
 
 

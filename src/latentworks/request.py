@@ -22,6 +22,9 @@ def _name(picture: Path | Image.Image) -> str:
 Picture = Annotated[Path | InstanceOf[Image.Image], PlainSerializer(_name, when_used="json")]
 """An image file, or Pillow's image; of a file its name alone is written into what is drawn."""
 
+ModelName = Annotated[Path, PlainSerializer(lambda path: path.name, when_used="json")]
+"""A run or model folder, or a bundled model; its name alone is written into what is drawn."""
+
 
 class SampleRequest(Config):
     """What to draw. None means "as the model was made for". Image i has seed ``seed + i`` and does not depend on ``batch``.
@@ -29,8 +32,9 @@ class SampleRequest(Config):
     ``boxes`` are relative to the image's sides. ``map``: a label map, numbers or the model's colours. ``upscale``: the image to enlarge;
     ``back_projection``: steps that make the result agree with it once reduced again. ``image`` with ``mask`` (white: the hole) is
     inpainted; alone it is where drawing starts, after the first 1 - ``strength`` of the steps. With ``to_seed`` the images lie evenly
-    between the noise of ``seed`` and that one, or at ``position`` (0 to 1) between them. With ``tile`` the model sees so many pixels a
-    side at a time, ``overlap`` of which neighbours share (a quarter), and the memory needed is that of a tile.
+    between the noise of ``seed`` and that one, or at ``position`` (0 to 1) between them. ``classifier``: a run of a classifier recipe,
+    whose gradient, times ``classifier_scale`` (default 1), leads towards ``label``, also a model that knows no classes. With ``tile`` the
+    model sees so many pixels a side at a time, ``overlap`` of which neighbours share (a quarter); it then needs the memory of a tile.
     """
 
     prompt: str | tuple[str, ...] | None = None
@@ -50,6 +54,8 @@ class SampleRequest(Config):
     sampler: str | None = None
     steps: int | None = Field(None, ge=1)
     guidance: float | None = None
+    classifier: ModelName | None = None
+    classifier_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
     eta: float | None = Field(None, ge=0, le=1)
     size: tuple[int, int] | None = Field(None, description="height, width in pixels")
     tile: int | None = Field(None, ge=1, description="pixels a side of the tiles that larger images are drawn in")

@@ -44,6 +44,8 @@ def sample(
     seed: Annotated[int, typer.Option(help="Image i has seed + i, whatever its neighbours.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; default the model's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; 1 is none; default the model's.")] = None,
+    classifier: Annotated[Path | None, typer.Option(help="Run of a classifier recipe that guides towards --label.")] = None,
+    classifier_scale: Annotated[float | None, typer.Option(help="How strongly it guides; 0 is not at all; default 1.")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, plms, dpmpp_2m or unipc; default the model's.")] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim: 0 is deterministic, 1 as much as ddpm.")] = None,
     size: Annotated[str | None, typer.Option(help="Pixels, as 64 or WIDTHxHEIGHT; default the training size.")] = None,
@@ -68,7 +70,7 @@ def sample(
             "prompt": tuple(prompt) if prompt else None, "n": n, "label": label, "negative_prompt": negative, "seed": seed, "steps": steps,
             "guidance": guidance, "sampler": sampler, "eta": eta, "size": _size(size), "batch": batch, "boxes": _boxes(boxes), "map": map,
             "upscale": upscale, "back_projection": back_projection, "image": image, "mask": mask, "strength": strength, "to_seed": to_seed,
-            "tile": tile, "overlap": overlap,
+            "classifier": classifier, "classifier_scale": classifier_scale, "tile": tile, "overlap": overlap,
         }
     )  # fmt: skip
     pipeline = load(model, Engine.parse({"device": device, "precision": precision}))
