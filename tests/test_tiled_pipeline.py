@@ -84,7 +84,7 @@ def test_each_tile_has_its_own_boxes(of_boxes, monkeypatch):
     """The context of tile i is that of the boxes as it shows them; the unguided half has none anywhere."""
     calls = seen_by(of_boxes, monkeypatch)
     of_boxes(boxes=[CAT, DOG], size=(16, 39), guidance=2.0, **{**TILES, "steps": 1})
-    model, tiles = of_boxes.model, areas((8, 20), 8, 2, image=(8, 19.5))
+    model, tiles = of_boxes.model, areas((8, 20), 8, 2, image=(8.0, 19.5))
     assert len(calls) == len(tiles) == len(windows(20, 8, 2)) == 3
     shown = [[box["label"] for box in boxes_within([CAT, DOG], area)] for area in tiles]
     assert shown == [["cat"], ["dog"], ["dog"]]
