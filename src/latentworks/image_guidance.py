@@ -71,7 +71,8 @@ def image_loss(
         seen = view(first_stage.decode(x0)[..., : size[0], : size[1]].float())
         if perceptual is None:
             return (seen - target).square().sum(dim=(1, 2, 3)) / 2
-        return seen[0, 0].numel() / CELL**2 * perceptual(seen, target.expand_as(seen))
+        distance: Tensor = perceptual(seen, target.expand_as(seen))
+        return seen[0, 0].numel() / CELL**2 * distance
 
     return loss_of_x0
 

@@ -1,6 +1,7 @@
 """A latent diffusion model: a frozen first stage, conditioners, a UNet and a diffusion process."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from latentworks.conditioners.base import Conditioner
 from latentworks.diffusion.process import Process
+from latentworks.first_stage.autoencoder import Run, whole
 from latentworks.first_stage.base import FirstStage
 from latentworks.types import Batch, Cond, Gives, RandnLike
 from latentworks.unet import UNet
@@ -54,17 +56,20 @@ class LatentDiffusion(nn.Module):
         return self.first_stage.latent(batch, randn_like)
 
     @torch.no_grad()
-    def encode(self, image: Float[Tensor, "b c H W"], normalised: bool = True) -> Float[Tensor, "b z h w"]:
-        """Latent of an image in [-1, 1]: the mode of the posterior, normalised unless told otherwise."""
-        latent = self.first_stage.to_latent(self.first_stage.encode_raw(image))
+    def encode(self, image: Float[Tensor, "b c H W"], normalised: bool = True, run: Run = whole) -> Float[Tensor, "b z h w"]:
+        """Latent of an image in [-1, 1]: the mode of the posterior, normalised unless told otherwise. ``run``: how the encoder is run."""
+        latent = self.first_stage.to_latent(self.first_stage.encode_raw(image, run))
         return latent if normalised else self.first_stage.unnormalise(latent)
 
-    def condition(self, batch: Batch, where: Bool[Tensor, " b"] | None = None) -> Cond:
-        """The condition of a batch, dropped ("no condition") where true. Raises: ValueError when a field is missing."""
+    def condition(self, batch: Batch, where: Bool[Tensor, " b"] | None = None, run: Run = whole) -> Cond:
+        """The condition of a batch, dropped ("no condition") where true. ``run``: how the encoder is run, for conditions that need it.
+
+        Raises: ValueError when a field is missing.
+        """
         conds = []
         for conditioner in self.conditioners:
             assert isinstance(conditioner, Conditioner)
-            conds.append(conditioner(batch if where is None else conditioner.drop(batch, where), self.encode))
+            conds.append(conditioner(batch if where is None else conditioner.drop(batch, where), partial(self.encode, run=run)))
         return Cond.join(conds) if conds else Cond()
 
     def predict(self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Cond) -> Float[Tensor, "b c h w"]:

@@ -36,7 +36,8 @@ class SampleRequest(Config):
     known pixels at every step; the sampler repaint also goes back ``jump`` steps, ``resample`` - 1 times. ``guide_image`` guides without
     retraining: see `ImageGuidanceConfig`; ``mask`` is then that of ``guide`` "mask". With ``to_seed`` the images lie evenly between the
     noise of ``seed`` and that one, or at ``position`` (0 to 1) between them. ``classifier``: a run of a classifier recipe, whose gradient,
-    times ``classifier_scale`` (default 1), leads towards ``label``, also a model that knows no classes.
+    times ``classifier_scale`` (default 1), leads towards ``label``, also a model that knows no classes. With ``tile`` the
+    model sees so many pixels a side at a time, ``overlap`` of which neighbours share (a quarter); it then needs the memory of a tile.
     """
 
     prompt: str | tuple[str, ...] | None = None
@@ -66,6 +67,8 @@ class SampleRequest(Config):
     jump: int | None = Field(None, ge=1)
     resample: int | None = Field(None, ge=1)
     size: tuple[int, int] | None = Field(None, description="height, width in pixels")
+    tile: int | None = Field(None, ge=1, description="pixels a side of the tiles that larger images are drawn in")
+    overlap: int | None = Field(None, ge=0, description="pixels that neighbouring tiles share")
     batch: int = Field(16, ge=1, description="images drawn at once")
 
     @field_validator("sampler")

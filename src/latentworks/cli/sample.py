@@ -55,6 +55,8 @@ def sample(
     resample: Annotated[int | None, typer.Option(help="How often repaint takes these steps; default 10.")] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim: 0 is deterministic, 1 as much as ddpm.")] = None,
     size: Annotated[str | None, typer.Option(help="Pixels, as 64 or WIDTHxHEIGHT; default the training size.")] = None,
+    tile: Annotated[int | None, typer.Option(help="Draw in tiles of so many pixels a side: an image of any size in little memory.")] = None,
+    overlap: Annotated[int | None, typer.Option(help="Pixels that neighbouring tiles share; default a quarter of a tile.")] = None,
     batch: Annotated[int, typer.Option(help="Images drawn at once; changes speed and memory only.")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="float32, or bf16: faster where the processor has it.")] = "float32",
@@ -75,7 +77,7 @@ def sample(
             "guidance": guidance, "sampler": sampler, "eta": eta, "size": _size(size), "batch": batch, "boxes": _boxes(boxes), "map": map,
             "upscale": upscale, "back_projection": back_projection, "image": image, "mask": mask, "strength": strength, "to_seed": to_seed,
             "guide_image": guide_image, "guide": guide, "guide_scale": guide_scale, "guide_distance": guide_distance, "jump": jump,
-            "resample": resample, "classifier": classifier, "classifier_scale": classifier_scale,
+            "resample": resample, "classifier": classifier, "classifier_scale": classifier_scale, "tile": tile, "overlap": overlap,
         }
     )  # fmt: skip
     pipeline = load(model, Engine.parse({"device": device, "precision": precision}))

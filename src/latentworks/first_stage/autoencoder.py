@@ -1,7 +1,9 @@
 """Encoder and decoder of a first stage, for any down-sampling factor f = 2^n (Appendix G; the authors' ``Encoder``, ``Decoder``)."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 from jaxtyping import Float
 from pydantic import Field, model_validator
@@ -9,9 +11,9 @@ from torch import Tensor, nn
 
 from latentworks.config import Config
 from latentworks.nn.attention import AttnBlock, LinearAttnBlock
-from latentworks.nn.blocks import FIRST_STAGE_EPS, Downsample, ResnetBlock, Upsample, group_norm, swish
+from latentworks.nn.blocks import FIRST_STAGE_EPS, Downsample, Norm, ResnetBlock, Upsample, group_norm, plain, swish
 
-__all__ = ["AutoencoderConfig", "Decoder", "Encoder"]
+__all__ = ["AutoencoderConfig", "Chain", "Decoder", "Encoder", "Run", "through", "whole"]
 
 
 class AutoencoderConfig(Config):
@@ -49,6 +51,41 @@ class AutoencoderConfig(Config):
         return self.embed_channels or self.latent_channels
 
 
+def through(parts: Iterable[nn.Module], h: Float[Tensor, "b c h w"], norm: Norm = plain) -> Float[Tensor, "b o h2 w2"]:
+    """``h`` through one part after the other, every GroupNorm of a residual block applied by ``norm``; swish follows one on its own."""
+    for part in parts:
+        match part:
+            case ResnetBlock():
+                h = part(h, norm)
+            case nn.GroupNorm():
+                h = swish(norm(part, h))
+            case _:
+                h = part(h)
+    return h
+
+
+class Chain(nn.Module, ABC):
+    """Abstract. A network without skips from part to part, so that it may be run as a whole or, part by part, in tiles."""
+
+    @abstractmethod
+    def parts(self) -> list[nn.Module]:
+        """All it consists of, in the order of `through`."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h2 w2"]:
+        """As a whole."""
+        return through(self.parts(), x)
+
+
+Run = Callable[[Chain, Tensor], Tensor]
+"""How a chain is run: `whole`, or as `latentworks.first_stage.tiled.in_tiles` says."""
+
+
+def whole(chain: Chain, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h2 w2"]:
+    """At once."""
+    out: Tensor = chain(x)
+    return out
+
+
 class Level(nn.Module):
     """The blocks of one resolution: residual blocks, each with attention or not, then a resampling or nothing."""
 
@@ -61,14 +98,10 @@ class Level(nn.Module):
         self.attentions = nn.ModuleList(attentions)
         self.resample = resample or nn.Identity()
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h2 w2"]:
-        """The next level's input."""
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(x)
-            if len(self.attentions):
-                x = self.attentions[i](x)
-        out: Tensor = self.resample(x)
-        return out
+    def parts(self) -> list[nn.Module]:
+        """See `Chain`."""
+        blocks = zip(self.resnets, self.attentions, strict=True) if len(self.attentions) else zip(self.resnets)
+        return [*(part for block in blocks for part in block), self.resample]
 
 
 class Middle(nn.Module):
@@ -85,14 +118,13 @@ class Middle(nn.Module):
             case "none":
                 self.attention = nn.Identity()
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Same shape."""
-        out: Tensor = self.resnet2(self.attention(self.resnet1(x)))
-        return out
+    def parts(self) -> list[nn.Module]:
+        """See `Chain`."""
+        return [self.resnet1, self.attention, self.resnet2]
 
 
-class Encoder(nn.Module):
-    """Image to ``out_channels`` at 1/f of the size. ``levels[i]`` works at 1/2^i."""
+class Encoder(Chain):
+    """b in_channels H W -> b out_channels H/f W/f. ``levels[i]`` works at 1/2^i."""
 
     def __init__(self, config: AutoencoderConfig, out_channels: int) -> None:
         super().__init__()
@@ -108,17 +140,17 @@ class Encoder(nn.Module):
         self.norm_out = group_norm(before, FIRST_STAGE_EPS, config.groups)
         self.conv_out = nn.Conv2d(before, out_channels, 3, padding=1)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z h2 w2"]:
-        """b in_channels H W -> b out_channels H/f W/f."""
-        h = self.conv_in(x)
-        for level in self.levels:
-            h = level(h)
-        out: Tensor = self.conv_out(swish(self.norm_out(self.mid(h))))
-        return out
+    def parts(self) -> list[nn.Module]:
+        """See `Chain`."""
+        levels = [part for level in self.levels for part in cast(Level, level).parts()]
+        return [self.conv_in, *levels, *self.mid.parts(), self.norm_out, self.conv_out]
 
 
-class Decoder(nn.Module):
-    """The encoder's mirror, one residual block more per level. ``levels[i]`` works at 1/2^i, so they run from last to first."""
+class Decoder(Chain):
+    """b latent_channels h w -> b in_channels f*h f*w, unbounded (no tanh): the encoder's mirror, one residual block more per level.
+
+    ``levels[i]`` works at 1/2^i, so they run from last to first.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -134,10 +166,7 @@ class Decoder(nn.Module):
         self.norm_out = group_norm(widths[0], FIRST_STAGE_EPS, config.groups)
         self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
 
-    def forward(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """b latent_channels h w -> b in_channels f*h f*w, unbounded (no tanh)."""
-        h = self.mid(self.conv_in(z))
-        for level in reversed(self.levels):
-            h = level(h)
-        out: Tensor = self.conv_out(swish(self.norm_out(h)))
-        return out
+    def parts(self) -> list[nn.Module]:
+        """See `Chain`."""
+        levels = [part for level in reversed(self.levels) for part in cast(Level, level).parts()]
+        return [self.conv_in, *self.mid.parts(), *levels, self.norm_out, self.conv_out]

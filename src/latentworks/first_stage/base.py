@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from latentworks.first_stage.autoencoder import Run, whole
 from latentworks.types import Batch, RandnLike
 
 __all__ = ["FirstStage", "Reconstruction"]
@@ -87,16 +88,19 @@ class FirstStage(nn.Module, ABC):
         return self.to_latent(raw, randn_like)
 
     @abstractmethod
-    def encode_raw(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b r h w"]:
-        """Deterministic and cacheable. KL: moments (mean, log-variance); VQ: the latent before quantisation; identity: x."""
+    def encode_raw(self, x: Float[Tensor, "b c H W"], run: Run = whole) -> Float[Tensor, "b r h w"]:
+        """Deterministic and cacheable. KL: moments (mean, log-variance); VQ: the latent before quantisation; identity: x.
+
+        ``run``: how the encoder is run, e.g. `latentworks.first_stage.tiled.in_tiles`.
+        """
 
     @abstractmethod
     def to_latent(self, raw: Float[Tensor, "b r h w"], randn_like: RandnLike | None = None) -> Float[Tensor, "b z h w"]:
         """Normalised latent from `encode_raw`'s output; KL: a posterior sample with ``randn_like``, else the mode."""
 
     @abstractmethod
-    def decode(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
-        """Normalised latent -> image; VQ quantises here (straight-through in every mode)."""
+    def decode(self, z: Float[Tensor, "b z h w"], run: Run = whole) -> Float[Tensor, "b c H W"]:
+        """Normalised latent -> image; VQ quantises here (straight-through in every mode). ``run``: how the decoder is run."""
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "b c h w"], randn_like: RandnLike | None = None) -> Reconstruction:

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentworks.config import Config
+from latentworks.first_stage.autoencoder import Run, whole
 from latentworks.first_stage.base import FirstStage, Reconstruction
 from latentworks.types import RandnLike
 
@@ -29,15 +30,15 @@ class IdentityFirstStage(FirstStage):
         self.config = config
         self.set_statistics(torch.zeros(config.in_channels), torch.ones(()))
 
-    def encode_raw(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b r h w"]:
-        """x."""
+    def encode_raw(self, x: Float[Tensor, "b c H W"], run: Run = whole) -> Float[Tensor, "b r h w"]:
+        """x; there is nothing to run."""
         return x
 
     def to_latent(self, raw: Float[Tensor, "b r h w"], randn_like: RandnLike | None = None) -> Float[Tensor, "b z h w"]:
         """Normalised x."""
         return self.normalise(raw)
 
-    def decode(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
+    def decode(self, z: Float[Tensor, "b z h w"], run: Run = whole) -> Float[Tensor, "b c H W"]:
         """The inverse of `to_latent`."""
         return self.unnormalise(z)
 

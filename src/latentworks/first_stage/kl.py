@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from latentworks.first_stage.autoencoder import AutoencoderConfig, Decoder, Encoder
+from latentworks.first_stage.autoencoder import AutoencoderConfig, Decoder, Encoder, Run, whole
 from latentworks.first_stage.base import FirstStage, Reconstruction
 from latentworks.types import RandnLike
 
@@ -36,35 +36,31 @@ class KLAutoencoder(FirstStage):
         with torch.no_grad():  # the weak regulariser lets posteriors become sharp; starting at deviation 1, latents drown in noise for long
             cast(Tensor, self.quant_conv.bias)[config.embedding :] = SHARP
 
-    def encode_raw(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b r h w"]:
+    def encode_raw(self, x: Float[Tensor, "b c H W"], run: Run = whole) -> Float[Tensor, "b r h w"]:
         """Moments of the posterior, float32. Raises: ValueError for a size f does not divide."""
         self.check_size(*x.shape[2:])
-        moments: Tensor = self.quant_conv(self.encoder(x.to(self.quant_conv.weight.dtype)))
+        moments: Tensor = self.quant_conv(run(self.encoder, x.to(self.quant_conv.weight.dtype)))
         return moments.float()
 
     def to_latent(self, raw: Float[Tensor, "b r h w"], randn_like: RandnLike | None = None) -> Float[Tensor, "b z h w"]:
         """Normalised posterior sample, or the mean without ``randn_like``."""
         return self.normalise(_sample(raw, randn_like))
 
-    def decode(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
+    def decode(self, z: Float[Tensor, "b z h w"], run: Run = whole) -> Float[Tensor, "b c H W"]:
         """Image of a normalised latent."""
-        return self._decode(self.unnormalise(z).to(self.post_quant_conv.weight.dtype))
+        return run(self.decoder, self.post_quant_conv(self.unnormalise(z).to(self.post_quant_conv.weight.dtype)))
 
     def forward(self, x: Float[Tensor, "b c h w"], randn_like: RandnLike | None = None) -> Reconstruction:
         """Reconstruction from a sample; the regulariser is the KL divergence to N(0, 1), summed over c, h, w, averaged over the batch."""
         raw = self.encode_raw(x)
         mean, logvar = _moments(raw)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
-        return Reconstruction(self._decode(_sample(raw, randn_like)), kl)
+        return Reconstruction(self.decoder(self.post_quant_conv(_sample(raw, randn_like))), kl)
 
     @property
     def last_layer(self) -> nn.Parameter:
         """The decoder's last convolution."""
         return cast(nn.Parameter, self.decoder.conv_out.weight)
-
-    def _decode(self, z: Tensor) -> Tensor:
-        image: Tensor = self.decoder(self.post_quant_conv(z))
-        return image
 
 
 def _moments(raw: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from latentworks.first_stage.autoencoder import AutoencoderConfig, Decoder, Encoder
+from latentworks.first_stage.autoencoder import AutoencoderConfig, Decoder, Encoder, Run, whole
 from latentworks.first_stage.base import FirstStage, Reconstruction
 from latentworks.nn.quantizer import VectorQuantizer
 from latentworks.types import RandnLike
@@ -37,21 +37,20 @@ class VQAutoencoder(FirstStage):
         self.quant_conv = nn.Conv2d(config.latent_channels, config.embedding, 1)
         self.post_quant_conv = nn.Conv2d(config.embedding, config.latent_channels, 1)
 
-    def encode_raw(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b r h w"]:
+    def encode_raw(self, x: Float[Tensor, "b c H W"], run: Run = whole) -> Float[Tensor, "b r h w"]:
         """The latent before quantisation, float32. Raises: ValueError for a size f does not divide."""
         self.check_size(*x.shape[2:])
-        z: Tensor = self.quant_conv(self.encoder(x.to(self.quant_conv.weight.dtype)))
+        z: Tensor = self.quant_conv(run(self.encoder, x.to(self.quant_conv.weight.dtype)))
         return z.float()
 
     def to_latent(self, raw: Float[Tensor, "b r h w"], randn_like: RandnLike | None = None) -> Float[Tensor, "b z h w"]:
         """Normalised; there is nothing to sample."""
         return self.normalise(raw)
 
-    def decode(self, z: Float[Tensor, "b z h w"]) -> Float[Tensor, "b c H W"]:
+    def decode(self, z: Float[Tensor, "b z h w"], run: Run = whole) -> Float[Tensor, "b c H W"]:
         """Image of a normalised latent: quantised on the unnormalised scale, where the codebook lives."""
         z_q = self.quantizer.straight_through(self.unnormalise(z)).to(self.post_quant_conv.weight.dtype)
-        image: Tensor = self.decoder(self.post_quant_conv(z_q))
-        return image
+        return run(self.decoder, self.post_quant_conv(z_q))
 
     def forward(self, x: Float[Tensor, "b c h w"], randn_like: RandnLike | None = None) -> Reconstruction:
         """Reconstruction; the regulariser is the codebook and commitment loss. While ``continuous``: 0, and no codes."""

@@ -1,5 +1,6 @@
 """Convolutional building blocks: norms, residual blocks and resampling of the first stage and of the UNet. Everything is plain NCHW."""
 
+from collections.abc import Callable
 from math import gcd
 from typing import Literal, TypeVar
 
@@ -8,11 +9,22 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["FIRST_STAGE_EPS", "UNET_EPS", "Downsample", "ResBlock", "ResnetBlock", "Upsample", "group_norm", "swish", "zero"]
+__all__ = [
+    "FIRST_STAGE_EPS", "UNET_EPS", "Downsample", "Norm", "ResBlock", "ResnetBlock", "Upsample", "group_norm", "plain", "swish", "zero",
+]  # fmt: skip
 
 FIRST_STAGE_EPS = 1e-6  # first stage and SpatialTransformer; the UNet's own blocks use PyTorch's 1e-5
 UNET_EPS = 1e-5
 M = TypeVar("M", bound=nn.Module)
+
+Norm = Callable[[nn.GroupNorm, Tensor], Tensor]
+"""How a GroupNorm is applied: with the statistics of its input, which is `plain`, or with others, as for a tile of a larger image."""
+
+
+def plain(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """As it is."""
+    out: Tensor = norm(x)
+    return out
 
 
 def group_norm(channels: int, eps: float, groups: int = 32) -> nn.GroupNorm:
@@ -54,11 +66,15 @@ class ResnetBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h w"]:
+    def forward(self, x: Float[Tensor, "b c h w"], norm: Norm = plain) -> Float[Tensor, "b o h w"]:
         """Same size, ``out_channels``."""
-        h = self.conv1(swish(self.norm1(x)))
-        h = self.conv2(self.dropout(swish(self.norm2(h))))
+        h = self.conv2(self.dropout(swish(norm(self.norm2, self.first_half(x, norm)))))
         out: Tensor = self.skip(x) + h
+        return out
+
+    def first_half(self, x: Float[Tensor, "b c h w"], norm: Norm = plain) -> Float[Tensor, "b o h w"]:
+        """What the second norm takes."""
+        out: Tensor = self.conv1(swish(norm(self.norm1, x)))
         return out
 
 
