@@ -1,6 +1,6 @@
 """Beyond the training size, in tiles: are they seen in the picture, and what do memory and time come to.
 
-The first stage is given photographs (scikit-image's) of 512 x 512 pixels, as a whole and in 4 x 4 tiles: the largest difference between the
+The first stage is given photographs (scikit-image's) of 256 x 256 pixels, as a whole and in 4 x 4 tiles: the largest difference between the
 two, of images in 255ths; and the mean difference of neighbouring pixels across the tiles' borders over that elsewhere, of both. Then the
 model draws, unguided, with tiles of its training size: peak memory (highest resident size of a process of its own) at 512 and 1,024 pixels
 a side, beside that without tiles; and the time of the larger one with the model's own sampler and steps.
@@ -30,8 +30,8 @@ from latentworks.first_stage.tiled import in_tiles
 from latentworks.pipeline import Drawn, load
 from latentworks.request import SampleRequest
 
-PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "grass.png")
-SIDE, TILES = 512, 4
+PHOTOGRAPHS = ("astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png", "rocket.jpg")
+SIDE, TILES = 256, 4
 UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, KiB on Linux
 
 

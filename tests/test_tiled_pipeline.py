@@ -51,13 +51,13 @@ def far(a, b):
 
 def test_the_net_sees_its_training_size_and_an_image_does_not_depend_on_its_batch(of_text, monkeypatch):
     calls = seen_by(of_text, monkeypatch)
-    one, three = (of_text(("red blocks", "green"), n=2, size=(37, 50), guidance=2.0, batch=batch, **TILES) for batch in (1, 3))
+    one, three = (of_text(("red blocks", "green"), n=2, size=(21, 30), guidance=2.0, batch=batch, **TILES) for batch in (1, 3))
     assert {tuple(x.shape[2:]) for x, _ in calls} == {(8, 8)}
     assert {len(x) for x, _ in calls} == {2, 6}, "guided: twice the images drawn at once"
-    assert [image.size for image in one] == [(50, 37)] * 4
+    assert [image.size for image in one] == [(30, 21)] * 4
     assert max(far(a, b) for a, b in zip(one, three, strict=True)) <= 1
     settings = settings_of(one[1])
-    assert (settings.tile, settings.overlap, settings.size) == (16, 4, (37, 50))
+    assert (settings.tile, settings.overlap, settings.size) == (16, 4, (21, 30))
     (again,) = of_text(**settings.model_dump(exclude_none=True))
     assert far(again, one[1]) <= 1
 

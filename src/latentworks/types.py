@@ -61,7 +61,7 @@ class Cond(NamedTuple):
     """Every condition ends in one of three routes; a hybrid simply fills two."""
 
     concat: Float[Tensor, "b c h w"] | None = None  # joined to the latent along channels
-    context: Float[Tensor, "b l d"] | None = None  # keys and values of cross-attention
+    context: Float[Tensor, "b l d"] | None = None  # keys and values of cross-attention; b tiles l d where each tile has its own
     vector: Float[Tensor, "b e"] | None = None  # added to the time embedding
 
     @staticmethod
