@@ -1,8 +1,10 @@
 """Loads Stable Diffusion 1.x at full size with random weights: memory beside that of the weights, and the first forward beside diffusers'.
 
 A file of each precision is written to ``--folder`` (4.3 and 2.1 GB). Each row is a process of its own. Memory is the highest resident
-size of that process less what Python, PyTorch and the imports take: when loaded, when every weight has been read from the mapped file, and
-when the UNet has run once (32 x 32 latents, with its activations). diffusers gets the same weights by its own conversion of names.
+size of that process less what Python, PyTorch, transformers and the other imports take (``imports``): when loaded, when every weight has
+been read from the mapped file, and when the UNet has run once (32 x 32 latents, with its activations); the whole process, imports too,
+stands beside. diffusers gets the same weights by its own conversion of names. That a difference would be seen is shown by one number of
+its 860 million, changed afterwards: the run fails if the outputs do not part.
 """
 
 import argparse
@@ -63,6 +65,8 @@ def given() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @torch.no_grad()
 def ours(path: Path, precision: str) -> dict[str, Any]:
     """Load and run in this process."""
+    import transformers.models.clip.modeling_clip  # noqa: F401 (the text encoder's class; imported when a model is loaded, hence counted apart)
+
     before, start = peak(), time.perf_counter()
     model = load_compvis(path, dtype=PRECISIONS[precision])
     seconds, loaded = time.perf_counter() - start, peak()
@@ -72,13 +76,13 @@ def ours(path: Path, precision: str) -> dict[str, Any]:
     x, t, context = (value.to(PRECISIONS[precision]) if value.is_floating_point() else value for value in given())
     out = model.unet(x, t, Cond(context=context))
     torch.save(out.float(), path.with_suffix(".ours"))
-    figures = {"weights": weights, "loaded": loaded - before, "read": read - before, "forward": peak() - before}
+    figures = {"weights": weights, "imports": before, "loaded": loaded - before, "read": read - before, "forward": peak() - before}
     return {"seconds": seconds, "finite": touched == touched, **figures}
 
 
 @torch.no_grad()
 def theirs(path: Path, precision: str) -> dict[str, Any]:
-    """The same with diffusers' UNet; the largest difference as a share of the largest value."""
+    """The same with diffusers' UNet: the largest difference as a share of the largest value, and that after one number has changed."""
     from diffusers import UNet2DConditionModel
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
@@ -88,8 +92,15 @@ def theirs(path: Path, precision: str) -> dict[str, Any]:
     weights = convert_ldm_unet_checkpoint(read_tensors(path), unet.config)
     unet.load_state_dict(weights, strict=True, assign=True)
     x, t, context = (value.to(PRECISIONS[precision]) if value.is_floating_point() else value for value in given())
-    out, mine = unet.eval()(x, t, context).sample.float(), torch.load(path.with_suffix(".ours"))
-    return {"difference": float((out - mine).abs().max() / out.abs().max()), "deviation": float(out.std())}
+    mine = torch.load(path.with_suffix(".ours"))
+
+    def difference() -> tuple[float, float]:
+        out = unet.eval()(x, t, context).sample.float()
+        return float((out - mine).abs().max() / out.abs().max()), float(out.std())
+
+    same, deviation = difference()
+    unet.mid_block.resnets[0].conv1.weight[0, 0, 1, 1] += 1
+    return {"difference": same, "changed": difference()[0], "deviation": deviation}
 
 
 def main() -> None:
@@ -111,15 +122,20 @@ def main() -> None:
             for side in ("ours", "theirs"):
                 command = [sys.executable, __file__, "--row", side, str(file), precision]
                 row |= json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            if not row["changed"] > row["difference"]:
+                raise SystemExit(f"{precision}: a number of the UNet was changed and nothing was seen: the comparison is void")
             row["times"] = {key: row[key] / row["weights"] for key in ("loaded", "read", "forward")}
+            row["times"]["process"] = (row["imports"] + row["read"]) / row["weights"]
             rows.append(row)
             file.unlink()
-    save("sd_load", rows, what="Stable Diffusion 1.x, random weights; bytes above the imports; difference of the UNet's first forward")
-    columns = ("Weights", "GB", "Seconds to load", "Memory when loaded", "when all is read", "after a forward", "Difference from diffusers")
+    save("sd_load", rows, what="Stable Diffusion 1.x, random weights; bytes above the imports; differences of the UNet's first forward")
+    memory = ("Memory when loaded", "when all is read", "after a forward", "all read, with imports")
+    columns = ("Weights", "GB", "Seconds to load", *memory, "Difference from diffusers", "with one number changed")
     shown = [
         [
             row["precision"], f"{row['weights'] / 1e9:.2f}", f"{row['seconds']:.1f}",
-            *(f"{row['times'][key]:.2f} x" for key in ("loaded", "read", "forward")), f"{row['difference']:.1e}",
+            *(f"{row['times'][key]:.2f} x" for key in ("loaded", "read", "forward", "process")),
+            *(f"{row[key]:.1e}" for key in ("difference", "changed")),
         ]
         for row in rows
     ]  # fmt: skip

@@ -29,7 +29,7 @@ def row(name: str) -> str:
     ours, unused = parameters(recipe), unused_output(recipe)
     cells = []
     for part in ("first_stage", "unet", "conditioners"):
-        count = ours.get(part, 0) / 1e6
+        count = ours.get(part, ours.get("net", 0) if part == "unet" else 0) / 1e6  # of a classifier, half a UNet
         compared = published is not None and part in published.code
         more = f" + {unused / 1e6:.2f}" if compared and unused and part == "conditioners" else ""
         code = f" ({published.code[part]:.2f})" if compared else ""

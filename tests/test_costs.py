@@ -16,7 +16,7 @@ from latentworks.costs.time import STEPS, run_seconds, seconds_of_steps, twin, v
 from latentworks.nn.attention import AttentionBlock
 from latentworks.recipes import get_recipe
 from latentworks.recipes.published import PUBLISHED
-from toys import ae, ldm
+from toys import ae, classifier, ldm
 
 MEASURED = Path(__file__).parents[1] / "benchmarks" / "results" / "memory.json"
 
@@ -58,6 +58,12 @@ def test_memory_is_what_was_measured(row):
     assert math.isclose(needs.total, row["peak_mb"] * 1e6, rel_tol=0.25)
 
 
+def test_of_a_classifier_the_net_alone_is_trained():
+    cost = count(classifier())
+    assert training_memory(classifier()).gradients == 4 * cost.parameters["net"]
+    assert 2.9 < cost.train / cost.denoise < 3.1
+
+
 def test_memory_of_training_has_its_parts():
     recipe = small()
     needs = training_memory(recipe)
@@ -82,7 +88,10 @@ def test_a_twin_is_narrow_and_of_the_same_shape(name, overrides):
     assert found.recipe.data.out_size == recipe.data.out_size // 2 ** (len(recipe.first_stage.multipliers) - 1)
 
 
-@pytest.mark.parametrize("recipe", [ae("train.steps=400"), small("train.steps=400"), small("train.steps=400", name="class-64")])
+@pytest.mark.parametrize(
+    "recipe",
+    [ae("train.steps=400"), small("train.steps=400"), small("train.steps=400", name="class-64"), classifier("train.steps=400")],
+)
 def test_a_small_recipe_is_its_own_twin_and_time_is_scaled(recipe):
     found = twin(recipe)
     assert (found.divisor, found.recipe.train.batch) == (1, 4)

@@ -89,6 +89,40 @@ def test_weights_may_be_written_in_half_the_size_and_are_read_as_float32(tmp_pat
     assert {parameter.dtype for parameter in load_diffusers(tmp_path / "out").parameters()} == {torch.float32}
 
 
+KEPT = "vqvae/unfolded.safetensors"
+WEIGHTS = "vqvae/diffusion_pytorch_model.safetensors"
+CHANGED = {
+    "weights": lambda f: save_file({key: value * 1.5 for key, value in load_file(f / WEIGHTS).items()}, f / WEIGHTS),
+    "scale": lambda f: change(f / "vqvae/config.json", scaling_factor=2.0),
+    "file": lambda f: (f / KEPT).unlink(),
+}
+
+
+@pytest.mark.parametrize("kind", ["vq", "kl"])
+@pytest.mark.parametrize("conditioner", [None, LowResConditioner(LowResConfig(channels=3))], ids=["plain", "super-resolution"])
+def test_statistics_come_back_with_the_weights_they_were_folded_into(kind, conditioner, tmp_path):
+    """Not a bit of the model is another one afterwards."""
+    ours = model([conditioner] if conditioner else [], first=VQConfig(**FIRST, codes=16) if kind == "vq" else KLConfig(**FIRST))
+    ours.first_stage.set_statistics(torch.tensor([0.5, -1.0, 2.0]), torch.tensor(1.7))
+    save_diffusers(ours, tmp_path / "out", size=16)
+    again = load_diffusers(tmp_path / "out").state_dict()
+    assert again.keys() == ours.state_dict().keys()
+    for key, value in ours.state_dict().items():
+        assert torch.equal(again[key], value), key
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_statistics_stay_folded_where_the_folder_was_changed(what, tmp_path):
+    ours = model()
+    ours.first_stage.set_statistics(torch.tensor([0.5, -1.0, 2.0]), torch.tensor(1.7))
+    save_diffusers(ours, tmp_path / "out", size=16)
+    CHANGED[what](tmp_path / "out")
+    again = load_diffusers(tmp_path / "out").first_stage
+    assert not again.mean.any()
+    assert again.std == (0.5 if what == "scale" else 1)
+    assert torch.equal(again.post_quant_conv.weight, load_file(tmp_path / "out" / WEIGHTS)["post_quant_conv.weight"])
+
+
 def test_the_library_is_not_imported():
     code = "import sys, latentworks as lw; lw.load_diffusers, lw.save_diffusers; assert not {'diffusers', 'transformers'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -115,6 +149,7 @@ DAMAGE = {
     "scheduler": (lambda f: (f / "scheduler/scheduler_config.json").unlink(), "scheduler_config.json is missing"),
     "weights": (lambda f: (f / UNET).unlink(), "has no weights: one of"),
     "cut": (lambda f: (f / UNET).write_bytes((f / UNET).read_bytes()[:1000]), "cannot be read as weights"),
+    "kept": (lambda f: (f / KEPT).write_bytes(b"12345678"), "unfolded.safetensors cannot be read as weights"),
     "no json": (lambda f: (f / "unet/config.json").write_text("{"), "cannot read .*config.json"),
     "kind": (lambda f: change(f / "unet/config.json", block_out_channels=7), "a value of a wrong kind"),
     "none": (lambda f: change(f / "unet/config.json", block_out_channels=None), "a value of a wrong kind"),

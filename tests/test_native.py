@@ -175,7 +175,7 @@ def test_models_are_found_by_what_a_person_types(folder, tmp_path):
         resolve_model("opnmoji-64")
     assert len(load(run)("red", steps=1)) == 1
     first_stage_folder(tmp_path / "stage")
-    with pytest.raises(ValueError, match=r"is a first stage .*: it cannot be sampled; train a latent diffusion model on it"):
+    with pytest.raises(ValueError, match=r"is a first stage .*: it cannot be sampled; name a latent diffusion model"):
         load_model(tmp_path / "stage")
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from latentworks.checkpoints.native import load_folder, load_newest_state
+from latentworks.checkpoints.native import load_folder, load_newest_state, save_folder
 from latentworks.data.dataset import ImageDataset
 from latentworks.preparation import RunRequest
 from latentworks.runs import Message, Progress, train_run
-from toys import ae, first_stage_folder, image_folder, largest_file, ldm
+from toys import ae, classifier, diffusion_model, first_stage_folder, image_folder, largest_file, ldm
 
 SPEED = ("images_per_second", "peak_memory_gib")
 
@@ -61,6 +61,7 @@ RUNS = {
     "kl": lambda: ae(*GAN, "objective.perceptual={kind: efficientnet, stages: 2}", "first_stage.dropout=0.1"),
     "vq": lambda: ae(*GAN, "first_stage.codes=16", "objective.restart_dead_after=2", "train.precision=float32", name="openmoji-64-ae-vq"),
     "text": lambda: ldm("unet.dropout=0.2", "conditioners.0.dropout=0.5", "data.flip=true", "variants=2", "train.accumulate=2"),
+    "classifier": lambda: classifier("classifier.unet.dropout=0.2", "data.flip=true", "variants=2"),
 }
 
 
@@ -68,6 +69,9 @@ RUNS = {
 def test_resume_is_bit_exact(kind, data, stage, tmp_path):
     recipe = RUNS[kind]()
     request = {"first_stage": stage} if kind == "text" else {}
+    if kind == "classifier":
+        save_folder(tmp_path / "guided", *diffusion_model(name="unconditional-64"))
+        data, request = image_folder(tmp_path / "classes", classes=3), {"first_stage": tmp_path / "guided"}
     go(recipe, data, tmp_path / "whole", **request)
     often = recipe.replace(intervals={"log": 1, "checkpoint": 2, "evaluate": 2, "held_out": 1})
     messages = go(often, data, tmp_path / "parts", stop_at=3, **request)
@@ -81,7 +85,7 @@ def test_resume_is_bit_exact(kind, data, stage, tmp_path):
     assert_equal(tmp_path / "whole", tmp_path / "parts")
     tensors, figures = final(tmp_path / "whole")
     assert len(figures) == 8
-    if kind == "text":
+    if request:
         assert any(key.startswith("average.model.") for key in tensors)
     else:
         assert {"discriminator", "adversarial"} <= figures[8].keys()

@@ -42,6 +42,12 @@ def ldm(*overrides, name="openmoji-64"):
     return get_recipe(name, [*DIFFUSION, *(TEXT if name == "openmoji-64" else []), *overrides])
 
 
+def classifier(*overrides):
+    """A classifier's recipe for 16 px images, as large as the UNet of `ldm`."""
+    reduced = [f"classifier.{key}" if key.startswith("unet.") else key for key in DIFFUSION if not key.startswith("sampling.")]
+    return get_recipe("class-64-classifier", [*reduced, *overrides])
+
+
 def image_folder(path, n=24, size=20, channels=3, dtype="uint8", captions=False, classes=0, seed=0):
     """Blocks of colour with noise on them; more than 4 channels are .npy, 16 bits .tiff, else .png. The folder."""
     rng = np.random.default_rng(seed)

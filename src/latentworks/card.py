@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from latentworks.recipe import DiffusionRecipe, Recipe
+from latentworks.recipe import NOUNS, DiffusionRecipe, Recipe
 
 __all__ = ["model_card"]
 
@@ -15,7 +15,7 @@ def model_card(recipe: Recipe, step: int, held_out: dict[str, float], data: Path
         kind = "text-to-image"
     front = ["---", "library_name: latentworks"] + ([f"pipeline_tag: {kind}"] if isinstance(recipe, DiffusionRecipe) else []) + ["---"]
     train, size = recipe.train, recipe.data.out_size
-    what = f"A {'latent diffusion model' if isinstance(recipe, DiffusionRecipe) else 'first stage'} trained with Latentworks."
+    what = f"A {NOUNS[recipe.kind]} trained with Latentworks."
     lines = [
         *front, "", f"# {recipe.name}", "", what, "",
         f"- {recipe.data.size} px, {recipe.data.channels} channels, trained on {size} x {size}",
@@ -23,7 +23,7 @@ def model_card(recipe: Recipe, step: int, held_out: dict[str, float], data: Path
         "- the complete settings are in `recipe.json`",
     ]  # fmt: skip
     if held_out:
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in held_out.items() if not key.startswith("loss_t"))
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in held_out.items() if "_t" not in key)
         lines += ["", "## Held-out figures at this step", "", shown]
     if attribution.is_file():
         lines += ["", "## Training images", "", attribution.read_text(encoding="utf-8", errors="replace").strip()]

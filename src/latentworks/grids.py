@@ -23,13 +23,14 @@ from latentworks.data.transforms import from_tensor
 from latentworks.engine import Engine
 from latentworks.first_stage.base import FirstStage
 from latentworks.model import LatentDiffusion
+from latentworks.noisy_classifier import NoisyClassifier
 from latentworks.pipeline import Drawn, Pipeline
-from latentworks.recipe import DiffusionRecipe
+from latentworks.recipe import DiffusionRecipe, Model, Recipe
 from latentworks.request import SampleRequest
 from latentworks.staging import staged_file
 from latentworks.types import Batch, Box
 
-__all__ = ["condition_pictures", "reconstruction_grid", "sample_grid", "save_sheet", "sheet"]
+__all__ = ["boxes_picture", "condition_pictures", "grid", "save_sheet", "sheet"]
 
 GRID = 16
 """Samples in the grid of a latent diffusion model; a first stage shows half as many pairs."""
@@ -83,14 +84,26 @@ def save_sheet(path: Path, image: Image.Image) -> None:
         image.save(temporary, "PNG")
 
 
+def grid(model: Model, recipe: Recipe, batch: Batch) -> Image.Image | None:
+    """What a model under training makes of a batch, where it is; None of a classifier, which draws nothing."""
+    match model:
+        case FirstStage():
+            return _reconstructions(model, batch)
+        case LatentDiffusion():
+            assert isinstance(recipe, DiffusionRecipe)
+            return _samples(model, recipe, batch)
+        case NoisyClassifier():
+            return None
+
+
 @torch.no_grad()
-def reconstruction_grid(first_stage: FirstStage, batch: Batch) -> Image.Image:
+def _reconstructions(first_stage: FirstStage, batch: Batch) -> Image.Image:
     """Images above their reconstructions."""
     x = batch["image"][: GRID // 2].to(first_stage.mean.device)
     return sheet([*_pictures(x), *_pictures(first_stage(x).image)], columns=len(x), scale=2)
 
 
-def sample_grid(model: LatentDiffusion, recipe: DiffusionRecipe, batch: Batch) -> Image.Image:
+def _samples(model: LatentDiffusion, recipe: DiffusionRecipe, batch: Batch) -> Image.Image:
     """Samples from fixed noise for the conditions of a batch, with the recipe's sampling defaults; conditions that are pictures above."""
     engine = Engine.parse({"device": model.first_stage.mean.device.type})
     pipeline = Pipeline(model, recipe.sampling, recipe.data.out_size, engine)
@@ -114,7 +127,7 @@ def condition_pictures(conditioner: Conditioner, batch: Batch, size: int) -> lis
     """What a person sees of conditions that are boxes, label maps, small images or images with a hole, in ``size`` x ``size`` pixels."""
     match conditioner:
         case LayoutConditioner():
-            return [_boxes(boxes, size, conditioner.config.names) for boxes in batch["boxes"]]
+            return [boxes_picture(boxes, size, conditioner.config.names) for boxes in batch["boxes"]]
         case SegmentationConditioner():
             palette = conditioner.config.palette or class_colours(conditioner.config.classes)
             pictures = [Image.fromarray(paint(labels.cpu().numpy(), palette)) for labels in batch["segmentation"]]
@@ -125,7 +138,8 @@ def condition_pictures(conditioner: Conditioner, batch: Batch, size: int) -> lis
     return [picture.resize((size, size), Image.Resampling.NEAREST) for picture in pictures]
 
 
-def _boxes(boxes: Sequence[Box], size: int, names: Sequence[str]) -> Image.Image:
+def boxes_picture(boxes: Sequence[Box], size: int, names: Sequence[str] = ()) -> Image.Image:
+    """Outlines of boxes with their classes on white, ``size`` x ``size`` pixels."""
     image = Image.new("RGB", (size, size), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(9)
     for i, box in enumerate(boxes):

@@ -49,18 +49,9 @@ class LatentDiffusion(nn.Module):
         self.first_stage.eval()
         return self
 
-    @torch.no_grad()
     def latent(self, batch: Batch, randn_like: RandnLike | None = None) -> Float[Tensor, "b z h w"]:
-        """The normalised latent of a batch: its ``latent``, else from ``raw`` (a cache) or ``image``; a sample with ``randn_like``.
-
-        Raises: ValueError when it has none of these.
-        """
-        if "latent" in batch:
-            return batch["latent"]
-        if "raw" not in batch and "image" not in batch:
-            raise ValueError("image: the batch has neither an image, nor raw, nor latent: give one of them")
-        raw = batch["raw"] if "raw" in batch else self.first_stage.encode_raw(batch["image"])
-        return self.first_stage.to_latent(raw, randn_like)
+        """`FirstStage.latent` of a batch."""
+        return self.first_stage.latent(batch, randn_like)
 
     @torch.no_grad()
     def encode(self, image: Float[Tensor, "b c H W"], normalised: bool = True) -> Float[Tensor, "b z h w"]:

@@ -2,27 +2,29 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from PIL import Image
 from torch import Tensor
 
 from latentworks.checkpoints.native import load_folder
 from latentworks.checkpoints.resolve import resolve_model
+from latentworks.class_guidance import classifier_of, towards
 from latentworks.conditioners import Conditioner
-from latentworks.conditions import Pictures, check_conditions, conditions_of, droppable, read_pictures
+from latentworks.conditions import Pictures, check_conditions, conditions_of, droppable, guide_of, known_of, read_pictures
 from latentworks.data.degrade import back_project
 from latentworks.data.transforms import from_tensor
-from latentworks.diffusion.guidance import classifier_free
-from latentworks.diffusion.samplers import SAMPLERS
+from latentworks.diffusion.guidance import classifier, classifier_free, image, known_pixels
+from latentworks.diffusion.samplers import JUMP, RESAMPLE, SAMPLERS, repaint, walk
 from latentworks.engine import Engine
 from latentworks.model import LatentDiffusion
 from latentworks.random import randn_like_per_image
-from latentworks.recipe import DiffusionRecipe, SamplingDefaults, read_recipe
+from latentworks.recipe import NOUNS, DiffusionRecipe, SamplingDefaults, read_recipe
 from latentworks.request import SampleRequest, settings
 from latentworks.types import Batch, Cond, Denoise, Step
 
@@ -114,9 +116,38 @@ class Pipeline:
         if min(size) < 1:
             raise ValueError(f"size: {size[1]} x {size[0]} has no pixels: give 1 or more")
         strength = 0.6 if request.strength is None and request.image is not None and request.mask is None else request.strength
+        scale = request.classifier_scale
+        if request.classifier is not None:
+            height, width = (side // self.model.first_stage.factor for side in self._padded(size))
+            classifier_of(self.model, request).net.check_size(height, width)
+            scale = 1.0 if scale is None else scale
         steps = request.steps or self.defaults.steps
-        self.model.process.timesteps(steps, self.defaults.spacing)
-        return request.replace(sampler=sampler, steps=steps, guidance=guidance, size=size, strength=strength)
+        request = request.replace(sampler=sampler, steps=steps, guidance=guidance, size=size, strength=strength, classifier_scale=scale)
+        return self._filled_jumps(request)
+
+    def _filled_jumps(self, request: SampleRequest) -> SampleRequest:
+        """With what the sampler repaint goes back by. Raises: ValueError where steps are not possible, or it has nothing to fill."""
+        if request.sampler == "repaint":
+            if request.image is None or request.mask is None:
+                raise ValueError("sampler: repaint fills the hole of an image: give that and its mask, or use another sampler")
+            request = request.replace(jump=request.jump or JUMP, resample=request.resample or RESAMPLE)
+        elif request.jump is not None or request.resample is not None:
+            raise ValueError(f"jump, resample: they belong to the sampler repaint, not to {request.sampler}: leave them out")
+        self.length(request)
+        return request
+
+    def length(self, request: SampleRequest) -> int:
+        """How many steps each batch of a resolved request takes. Raises: ValueError where they are not possible."""
+        clock = self._clock(request)
+        if request.jump is not None and request.resample is not None:
+            clock = walk(clock, request.jump, request.resample)
+        return sum(t_next < t for t, t_next in pairwise(clock))
+
+    def _clock(self, request: SampleRequest) -> list[int]:
+        """The values of t of a resolved request; with ``strength`` the last ones."""
+        assert request.steps is not None
+        timesteps = self.model.process.timesteps(request.steps, self.defaults.spacing)
+        return timesteps if request.strength is None else timesteps[-1 - max(1, round(request.strength * request.steps)) :]
 
     def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
         """The next size that the networks can halve as often as they do."""
@@ -132,25 +163,39 @@ class Pipeline:
         """The steps of resolved requests that differ in prompt and noise only."""
         padded = self._padded(pictures.size)
         batch = conditions_of(self.model, each[0], pictures, padded, [one.prompt if isinstance(one.prompt, str) else None for one in each])
+        denoise = self._denoise(batch, each[0])
+        if pictures.guide is not None:
+            config, loss = guide_of(self.model, each[0], pictures)
+            denoise = image(denoise, loss, self.model.process, config.scale)
         z = None if each[0].strength is None else self.model.encode(batch["image"].to(self.device))
-        yield from self._sampled(each, self._denoise(batch, each[0]), padded, z)
+        yield from self._sampled(each, denoise, padded, z, known_of(self.model, each[0], batch))
 
     @torch.no_grad()
     def _sampled(
-        self, each: list[SampleRequest], denoise: Denoise, padded: tuple[int, int], z: Float[Tensor, "b z h w"] | None = None
+        self,
+        each: list[SampleRequest],
+        denoise: Denoise,
+        padded: tuple[int, int],
+        z: Float[Tensor, "b z h w"] | None = None,
+        known: tuple[Float[Tensor, "b z h w"], Bool[Tensor, "b 1 h w"]] | None = None,
     ) -> Iterator[Step]:
-        """The sampler's steps from the requests' own noise, or from the noised latents ``z`` after 1 - strength of the steps."""
+        """The sampler's steps from the requests' own noise, or from the noised latents ``z`` after 1 - strength of the steps.
+
+        ``known``: latents to keep but for a hole, which the sampler repaint fills in its own way.
+        """
         request, process, first_stage = each[0], self.model.process, self.model.first_stage
-        assert request.steps is not None
         assert request.sampler is not None
-        timesteps = process.timesteps(request.steps, self.defaults.spacing)
+        timesteps, seeds = self._clock(request), [one.seed for one in each]
         x = self._start((len(each), first_stage.channels, *(side // first_stage.factor for side in padded)), each)
         if z is not None:
-            assert request.strength is not None
-            timesteps = timesteps[-1 - max(1, round(request.strength * request.steps)) :]
             x = process.add_noise(z, x, torch.full((len(each),), timesteps[0], device=self.device))
-        options = {} if request.eta is None else {"eta": request.eta}
-        ancestral = randn_like_per_image("ancestral", [one.seed for one in each])
+        options = {name: value for name in ("eta", "jump", "resample") if (value := getattr(request, name)) is not None}
+        ancestral = randn_like_per_image("ancestral", seeds)
+        if known is not None and request.sampler == "repaint":
+            yield from repaint(denoise, x, process, timesteps, ancestral, known=known[0], mask=known[1], **options)
+            return
+        if known is not None:
+            denoise = known_pixels(denoise, *known, process, randn_like_per_image("known pixels", seeds))
         yield from SAMPLERS[request.sampler](denoise, x, process, timesteps, ancestral, **options)
 
     def _start(self, shape: tuple[int, ...], each: list[SampleRequest]) -> Float[Tensor, "b z h w"]:
@@ -164,7 +209,15 @@ class Pipeline:
         return angle.cos() * x + angle.sin() * other
 
     def _denoise(self, batch: Batch, request: SampleRequest) -> Denoise:
-        """The model closed over a batch's condition and guidance."""
+        """The model closed over a batch's condition and guidance, a classifier's outside the other."""
+        denoise = self._classifier_free(batch, request)
+        if request.classifier is None:
+            return denoise
+        assert request.classifier_scale is not None
+        log_prob = towards(classifier_of(self.model, request), batch, request, self.engine)
+        return classifier(denoise, log_prob, self.model.process, request.classifier_scale)
+
+    def _classifier_free(self, batch: Batch, request: SampleRequest) -> Denoise:
         cond = self.model.condition(batch)
 
         def predict(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -201,7 +254,7 @@ def load_model(name: Path | str) -> LatentDiffusion:
     """A latent diffusion model by bundled name, model folder or run folder. Raises: ValueError."""
     model, recipe = load_folder(resolve_model(name))
     if not isinstance(model, LatentDiffusion):
-        raise ValueError(f"{name} is a first stage ({recipe.name}): it cannot be sampled; train a latent diffusion model on it")
+        raise ValueError(f"{name} is a {NOUNS[recipe.kind]} ({recipe.name}): it cannot be sampled; name a latent diffusion model")
     return model
 
 

@@ -9,15 +9,28 @@ from latentworks.checkpoints.native import load_folder
 from latentworks.checkpoints.resolve import resolve_model
 from latentworks.checkpoints.start import start_from
 from latentworks.completion import complete, extras_of, needs_of
-from latentworks.conditioners import FrozenTextConditioner
+from latentworks.conditioners import FrozenTextConditioner, LabelConfig
 from latentworks.data.dataset import Extras, ImageDataset
 from latentworks.data.latents import LatentDataset, weights_digest
 from latentworks.data.sources import FolderSource
 from latentworks.data.text_features import TextFeatures
+from latentworks.data.transforms import Preprocess
 from latentworks.first_stage import FirstStage, IdentityConfig, build_first_stage
 from latentworks.model import LatentDiffusion
+from latentworks.noisy_classifier import NoisyClassifier
 from latentworks.objectives.base import Objective
-from latentworks.recipe import DiffusionRecipe, FirstStageRecipe, Recipe, build_diffusion, build_model, build_objective
+from latentworks.recipe import (
+    ClassifierRecipe,
+    DiffusionRecipe,
+    FirstStageRecipe,
+    Model,
+    Recipe,
+    build_classifier,
+    build_diffusion,
+    build_model,
+    build_objective,
+)
+from latentworks.unet import UNetConfig
 
 __all__ = ["Prepared", "RunRequest", "load_first_stage", "prepare"]
 
@@ -44,7 +57,7 @@ class Prepared:
     """``recipe`` is complete; ``held_out`` is None where the data is too small to hold any out; ``notes`` are for the user to read."""
 
     recipe: Recipe
-    model: FirstStage | LatentDiffusion
+    model: Model
     objective: Objective
     images: ImageDataset
     latents: LatentDataset | None
@@ -61,10 +74,12 @@ def prepare(request: RunRequest) -> Prepared:
         torch.manual_seed(recipe.train.seed)
         if isinstance(recipe, FirstStageRecipe):
             recipe = _fit_first_stage(recipe, source.channels, notes)
-            model: FirstStage | LatentDiffusion = build_model(recipe)
+            model: Model = build_model(recipe)
             assert isinstance(model, FirstStage)
             _check_side("data.crop_size", recipe.data.out_size, model.factor)
             _check_side("data.size", recipe.data.size, model.factor)  # it is measured on whole images
+        elif isinstance(recipe, ClassifierRecipe):
+            recipe, model = _classifier(recipe, request, source)
         else:
             recipe, model = _diffusion(recipe, request, source)
         objective = build_objective(recipe, model)
@@ -75,29 +90,32 @@ def prepare(request: RunRequest) -> Prepared:
     if extras.boxes and (crowded := sum(len(entry.boxes or ()) > extras.boxes for entry in source.entries)):
         notes.append(f"{crowded} images have more than {extras.boxes} boxes: of each the smallest are left out")
     latents = None
-    if isinstance(recipe, DiffusionRecipe):
-        assert isinstance(model, LatentDiffusion)
-        features = _features(model, source, request.cache)
+    if not isinstance(recipe, FirstStageRecipe):
+        assert not isinstance(model, FirstStage)
+        features = _features(model, source, request.cache) if isinstance(model, LatentDiffusion) else None
         latents = LatentDataset(model.first_stage, images, request.cache, recipe.variants, text_features=features)
     return Prepared(recipe, model, objective, images, latents, _held_out(request, recipe, extras, notes), notes)
 
 
 def load_first_stage(name: Path | str) -> FirstStage:
-    """A trained first stage, from its own folder or out of a latent diffusion model. Raises: ValueError without latent statistics."""
+    """A trained first stage, from its own folder or out of a model of latents. Raises: ValueError without latent statistics."""
     folder = resolve_model(name)
     model, _ = load_folder(folder)
-    first_stage = model.first_stage if isinstance(model, LatentDiffusion) else model
-    assert isinstance(first_stage, FirstStage)
+    return _first_stage_of(model, folder)
+
+
+def _first_stage_of(model: Model, folder: Path) -> FirstStage:
+    first_stage = model if isinstance(model, FirstStage) else model.first_stage
     if not first_stage.normalised:
         raise ValueError(f"{folder} has no latent statistics: let its training end or stop by itself (lw train), which computes them")
     return first_stage
 
 
-def _start_from(model: FirstStage | LatentDiffusion, name: Path | str) -> list[str]:
+def _start_from(model: Model, name: Path | str) -> list[str]:
     """Fill in the weights to begin with; lines on what is not simply taken."""
     other, recipe = load_folder(resolve_model(name))
     notes = start_from(model, other, recipe)
-    stages = {weights_digest(m.first_stage) for m in (model, other) if isinstance(m, LatentDiffusion)}
+    stages = {weights_digest(m.first_stage) for m in (model, other) if not isinstance(m, FirstStage)}
     if len(stages) > 1:
         notes.append(f"the first stage is not the one {name} was trained with: its latents have to be learned anew")
     return notes
@@ -130,15 +148,42 @@ def _diffusion(recipe: DiffusionRecipe, request: RunRequest, source: FolderSourc
         first_stage = build_first_stage(recipe.first_stage.replace(in_channels=source.channels))
     else:
         raise ValueError(f"--first-stage: {recipe.name} is trained in the latent space of a first stage: train one and name its run folder")
-    if first_stage.in_channels != source.channels:
-        raise ValueError(f"--first-stage: {name} was trained on images of {first_stage.in_channels} channels, these have {source.channels}")
-    multiple = first_stage.factor * recipe.unet.factors[-1]
-    for side in (recipe.data.out_size, recipe.data.size):
-        _check_side("data.size", side, multiple)
+    _check_images(recipe.data, first_stage, recipe.unet, source, name)
     conditioners = [complete(config, i, source, first_stage, request.from_model) for i, config in enumerate(recipe.conditioners)]
     configs = [conditioner.config.model_dump() for conditioner in conditioners]  # type: ignore[operator,union-attr]
     recipe = recipe.replace(first_stage=first_stage.config.model_dump(), conditioners=configs)  # type: ignore[union-attr,operator]
     return recipe, build_diffusion(recipe, first_stage, conditioners)
+
+
+def _classifier(recipe: ClassifierRecipe, request: RunRequest, source: FolderSource) -> tuple[ClassifierRecipe, NoisyClassifier]:
+    """The recipe completed by the diffusion model that it guides and the folder's classes, and a fresh classifier."""
+    name = request.first_stage or request.from_model
+    if name is None:
+        raise ValueError(f"--first-stage: {recipe.name} guides a diffusion model: train one and name its run folder")
+    folder = resolve_model(name)
+    guided, its = load_folder(folder)
+    if isinstance(its, FirstStageRecipe) or its.first_stage is None:
+        raise ValueError(f"--first-stage: {name} is a first stage alone, which knows no noise: name the diffusion model to be guided")
+    first_stage = _first_stage_of(guided, folder)
+    _check_images(recipe.data, first_stage, recipe.classifier.unet, source, name)
+    if len(source.classes) < 2:
+        raise ValueError(f"{request.data} has {len(source.classes) or 'no'} classes: give one sub-folder for each of two or more classes")
+    for label in its.conditioners if isinstance(its, DiffusionRecipe) else ():
+        if isinstance(label, LabelConfig) and label.names != source.classes:
+            differ = sorted(set(label.names) ^ set(source.classes)) or ["their order"]
+            raise ValueError(f"{request.data}: its classes are not those of {name} ({', '.join(differ[:5])}): name the sub-folders alike")
+    config = recipe.classifier.replace(classes=len(source.classes), names=source.classes)
+    completed = {"first_stage": its.first_stage, "process": its.process, "classifier": config}
+    recipe = recipe.replace(**{key: value.model_dump() for key, value in completed.items()})
+    return recipe, build_classifier(recipe, first_stage)
+
+
+def _check_images(data: Preprocess, first_stage: FirstStage, unet: UNetConfig, source: FolderSource, name: Path | str | None) -> None:
+    """Raises: ValueError for images that the networks cannot take."""
+    if first_stage.in_channels != source.channels:
+        raise ValueError(f"--first-stage: {name} was trained on images of {first_stage.in_channels} channels, these have {source.channels}")
+    for side in (data.out_size, data.size):
+        _check_side("data.size", side, first_stage.factor * unet.factors[-1])
 
 
 def _check_side(field: str, side: int, multiple: int) -> None:

@@ -15,19 +15,25 @@ from latentworks.first_stage.base import FirstStage
 from latentworks.model import LatentDiffusion
 from latentworks.nn.discriminator import Discriminator
 from latentworks.nn.perceptual import build_perceptual
+from latentworks.noisy_classifier import ClassifierNet, NoisyClassifier, NoisyClassifierConfig
 from latentworks.objectives.base import Objective
+from latentworks.objectives.classifier import ClassifierObjective
 from latentworks.objectives.diffusion import DiffusionObjective, DiffusionObjectiveConfig
 from latentworks.objectives.first_stage import FirstStageObjective, FirstStageObjectiveConfig
 from latentworks.train import TrainConfig
 from latentworks.unet import UNet, UNetConfig
 
 __all__ = [
+    "NOUNS",
     "Assets",
+    "ClassifierRecipe",
     "DiffusionRecipe",
     "FirstStageRecipe",
     "Intervals",
+    "Model",
     "Recipe",
     "SamplingDefaults",
+    "build_classifier",
     "build_diffusion",
     "build_model",
     "build_objective",
@@ -105,12 +111,40 @@ class DiffusionRecipe(Config):
         return self
 
 
-Recipe = FirstStageRecipe | DiffusionRecipe
+class ClassifierRecipe(Config):
+    """Train a classifier that guides a diffusion model; ``first_stage`` and ``process`` are filled in from that model.
+
+    ``data`` and ``variants`` as in `DiffusionRecipe`.
+    """
+
+    kind: Literal["classifier"] = "classifier"
+    name: str
+    data: Preprocess
+    variants: int = Field(1, ge=1)
+    first_stage: FirstStageConfig | None = None
+    process: ProcessConfig
+    classifier: NoisyClassifierConfig
+    train: TrainConfig
+    intervals: Intervals = Intervals()
+
+    @property
+    def plain(self) -> Preprocess:
+        """How images are prepared to be measured on: as `DiffusionRecipe.plain`."""
+        return self.data.whole().replace(crop_size=self.data.crop_size)
+
+
+Recipe = FirstStageRecipe | DiffusionRecipe | ClassifierRecipe
+Model = FirstStage | LatentDiffusion | NoisyClassifier
+
+NOUNS = {"first_stage": "first stage", "latent_diffusion": "latent diffusion model", "classifier": "classifier of noisy latents"}
+"""What a recipe of each kind makes, for sentences."""
 
 
 def parse_recipe(values: dict[str, Any]) -> Recipe:
     """Validate a mapping. Raises: ValueError in one line naming the key, its value and the nearest valid one."""
-    kinds: dict[str, type[FirstStageRecipe | DiffusionRecipe]] = {"first_stage": FirstStageRecipe, "latent_diffusion": DiffusionRecipe}
+    kinds: dict[str, type[Recipe]] = {
+        "first_stage": FirstStageRecipe, "latent_diffusion": DiffusionRecipe, "classifier": ClassifierRecipe
+    }  # fmt: skip
     kind = str(values.get("kind"))
     if kind not in kinds:
         raise ValueError(f"recipe kind {kind!r}: {nearest(kind, list(kinds))}")
@@ -133,21 +167,32 @@ def build_diffusion(recipe: DiffusionRecipe, first_stage: FirstStage, conditione
     return LatentDiffusion(first_stage, UNet(recipe.unet, channels, gives), Process(recipe.process), conditioners)
 
 
-def build_model(recipe: Recipe, assets: Assets | None = None) -> FirstStage | LatentDiffusion:
+def build_classifier(recipe: ClassifierRecipe, first_stage: FirstStage) -> NoisyClassifier:
+    """A classifier in the latent space of a first stage that exists already."""
+    net = ClassifierNet(recipe.classifier, first_stage.channels, recipe.data.out_size // first_stage.factor)
+    return NoisyClassifier(first_stage, net, Process(recipe.process))
+
+
+def build_model(recipe: Recipe, assets: Assets | None = None) -> Model:
     """A model with random weights, to be filled from a model folder. Raises: ValueError."""
     if isinstance(recipe, FirstStageRecipe):
         return build_first_stage(recipe.first_stage)
     if recipe.first_stage is None:
-        raise ValueError("first_stage: this recipe has none; a latent diffusion model needs the first stage it was trained with")
+        raise ValueError("first_stage: this recipe has none; a model of latents needs the first stage it was trained with")
+    if isinstance(recipe, ClassifierRecipe):
+        return build_classifier(recipe, build_first_stage(recipe.first_stage))
     conditioners = [build_conditioner(config, (assets or {}).get(i, {})) for i, config in enumerate(recipe.conditioners)]
     return build_diffusion(recipe, build_first_stage(recipe.first_stage), conditioners)
 
 
-def build_objective(recipe: Recipe, model: FirstStage | LatentDiffusion) -> Objective:
+def build_objective(recipe: Recipe, model: Model) -> Objective:
     """The training objective of a recipe for its model."""
     if isinstance(recipe, DiffusionRecipe):
         assert isinstance(model, LatentDiffusion)
         return DiffusionObjective(recipe.objective, model, recipe.train.seed)
+    if isinstance(recipe, ClassifierRecipe):
+        assert isinstance(model, NoisyClassifier)
+        return ClassifierObjective(model, recipe.train.seed)
     assert isinstance(model, FirstStage)
     config = recipe.objective
     discriminator = Discriminator(config.discriminator) if config.adversarial_weight else None

@@ -14,6 +14,7 @@ from torch import Tensor
 from latentworks.checkpoints.native import load_newest_state
 from latentworks.conditioners import Conditioner
 from latentworks.data.latents import weights_digest
+from latentworks.first_stage.base import FirstStage
 from latentworks.model import LatentDiffusion
 from latentworks.preparation import Prepared
 from latentworks.random import seed_of
@@ -86,7 +87,7 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
     conditioners = list(model.conditioners) if isinstance(model, LatentDiffusion) else []
     assets = [sorted(c.assets().items()) for c in conditioners if isinstance(c, Conditioner)]
     return {
-        "first_stage": weights_digest(model.first_stage) if isinstance(model, LatentDiffusion) else "",
+        "first_stage": "" if isinstance(model, FirstStage) else weights_digest(model.first_stage),
         "vocabulary": seed_of(*map(repr, assets)) if assets else 0,
         "data": prepared.images.source.fingerprint(),
     }

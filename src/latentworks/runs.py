@@ -27,11 +27,9 @@ from latentworks.checkpoints.native import is_model_folder, load_folder, save_fo
 from latentworks.data.dataset import ImageDataset
 from latentworks.data.latents import latent_statistics
 from latentworks.first_stage.base import FirstStage
-from latentworks.grids import reconstruction_grid, sample_grid, save_sheet
-from latentworks.model import LatentDiffusion
+from latentworks.grids import grid, save_sheet
 from latentworks.objectives.base import mean_over_processes
 from latentworks.preparation import Prepared, RunRequest, prepare
-from latentworks.recipe import DiffusionRecipe
 from latentworks.run_folder import Found, append_figures, open_run, read_mark, reserved, write_mark
 from latentworks.train import State, Stepped, make_accelerator, to_device, train
 from latentworks.types import Batch
@@ -227,18 +225,15 @@ class _Run:
                 self.best = figure
                 self._save_model("best", stepped.step, figures)
                 write_mark(self.out / "best.json", {"step": stepped.step, "figure": figure})
-        shown = " ".join(f"{key} {value:.4g}" for key, value in figures.items() if not key.startswith("loss_t"))
+        shown = " ".join(f"{key} {value:.4g}" for key, value in figures.items() if "_t" not in key)
         return Message(f"held out at step {stepped.step}: {shown or 'nothing'}{' (best so far)' if better else ''}")
 
     def _draw(self, step: int) -> None:
-        model, images = self.prepared.model, self.prepared.images
+        images = self.prepared.images
         batch = self.held_out[0] if self.held_out else images.batch(range(min(HELD_OUT_BATCH, len(images))))
-        if isinstance(model, LatentDiffusion):
-            assert isinstance(self.recipe, DiffusionRecipe)
-            grid = sample_grid(model, self.recipe, batch)
-        else:
-            grid = reconstruction_grid(model, batch)
-        save_sheet(self.out / "grids" / f"{step:07d}.png", grid)
+        picture = grid(self.prepared.model, self.recipe, batch)
+        if picture is not None:
+            save_sheet(self.out / "grids" / f"{step:07d}.png", picture)
 
     def _save_model(self, name: str, step: int, figures: dict[str, float]) -> None:
         card = model_card(self.recipe, step, figures, self.request.data)

@@ -1,6 +1,7 @@
 """The denoising UNet (the authors' ``UNetModel``, ADM lineage): flat encoder, middle and decoder lists joined by skip connections."""
 
 import math
+from abc import ABC
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from latentworks.nn.attention import AttentionBlock, SpatialTransformer
 from latentworks.nn.blocks import UNET_EPS, Downsample, ResBlock, Upsample, group_norm, zero
 from latentworks.types import Cond, Gives
 
-__all__ = ["UNet", "UNetConfig", "time_embedding"]
+__all__ = ["ContractingPath", "UNet", "UNetConfig", "time_embedding"]
 
 
 class UNetConfig(Config):
@@ -111,9 +112,10 @@ class Stage(nn.Module):
         return h
 
 
-class UNet(nn.Module):
-    """Predicts eps, x0 or v of a noisy latent. ``channels`` of the latent; ``gives``: the widths of the condition's routes.
+class ContractingPath(nn.Module, ABC):
+    """Abstract: time embedding, encoder and middle, the half of a UNet that a classifier of noisy latents has too (ADM).
 
+    ``channels`` of the latent; ``gives``: the widths of the condition's routes. ``skips``: the channels of every output of the encoder.
     Raises: ValueError when ``gives.vector`` is neither 0 nor four times ``config.channels``, the width of the time embedding.
     """
 
@@ -125,14 +127,11 @@ class UNet(nn.Module):
         self.config, self.channels, self.gives = config, channels, gives
         self.time_embed = nn.Sequential(nn.Linear(config.channels, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.conv_in = nn.Conv2d(channels + gives.concat, config.channels, 3, padding=1)
-        widths = [config.channels * m for m in config.multipliers]
-        skips = [config.channels]
-        self.encoder = self._encoder(widths, skips)
-        middle = [self._resnet(widths[-1], widths[-1]) for _ in range(2)]
-        self.middle = nn.ModuleList([Stage(middle[0], self._attention(widths[-1])), Stage(middle[1])])
-        self.decoder = self._decoder(widths, skips)
-        self.norm_out = group_norm(widths[0], UNET_EPS, config.groups)
-        self.conv_out = zero(nn.Conv2d(widths[0], channels, 3, padding=1))
+        self.widths = [config.channels * m for m in config.multipliers]
+        self.skips = [config.channels]
+        self.encoder = self._encoder()
+        middle = [self._resnet(self.widths[-1], self.widths[-1]) for _ in range(2)]
+        self.middle = nn.ModuleList([Stage(middle[0], self._attention(self.widths[-1])), Stage(middle[1])])
 
     def _resnet(self, channels: int, out_channels: int, resample: Literal["up", "down"] | None = None) -> ResBlock:
         config = self.config
@@ -146,39 +145,24 @@ class UNet(nn.Module):
             heads = self.config.decoder_heads
         return AttentionBlock(channels, heads, self.config.groups, self.config.attention_order)
 
-    def _encoder(self, widths: list[int], skips: list[int]) -> nn.ModuleList:
-        """Fills ``skips`` with the channels of every output that the decoder will take."""
+    def _encoder(self) -> nn.ModuleList:
         config, stages, now = self.config, nn.ModuleList(), self.config.channels
-        for i, (width, blocks) in enumerate(zip(widths, config.blocks_per_level, strict=True)):
+        for i, (width, blocks) in enumerate(zip(self.widths, config.blocks_per_level, strict=True)):
             for _ in range(blocks):
                 attention = self._attention(width) if config.factors[i] in config.attention else None
                 stages.append(Stage(self._resnet(now, width), attention))
                 now = width
-                skips.append(now)
-            if i < len(widths) - 1:
+                self.skips.append(now)
+            if i < len(self.widths) - 1:
                 if config.resblock_updown:
                     stages.append(Stage(self._resnet(now, now, "down")))
                 else:
                     stages.append(Stage(resample=Downsample(now, "around", config.conv_resample)))
-                skips.append(now)
+                self.skips.append(now)
         return stages
 
-    def _decoder(self, widths: list[int], skips: list[int]) -> nn.ModuleList:
-        config, stages, now = self.config, nn.ModuleList(), widths[-1]
-        for i in reversed(range(len(widths))):
-            width, blocks = widths[i], config.blocks_per_level[i] + 1
-            for block in range(blocks):
-                resnet = self._resnet(now + skips.pop(), width)
-                attention = self._attention(width, decoder=True) if config.factors[i] in config.attention else None
-                resample: ResBlock | Upsample | None = None
-                if i and block == blocks - 1:
-                    resample = self._resnet(width, width, "up") if config.resblock_updown else Upsample(width, config.conv_resample)
-                stages.append(Stage(resnet, attention, resample))
-                now = width
-        return stages
-
-    def forward(self, x: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Cond) -> Float[Tensor, "b c h w"]:
-        """The network's prediction for latents ``x`` at steps ``t``, in x's dtype.
+    def contract(self, x: Tensor, t: Tensor, cond: Cond) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """Every output of the encoder and, last, the middle's; the time embedding and the context that later stages take.
 
         Raises: ValueError naming a missing or superfluous route of ``cond``, or a size that cannot be halved often enough.
         """
@@ -187,16 +171,13 @@ class UNet(nn.Module):
         emb = emb if cond.vector is None else emb + cond.vector.to(x.dtype)
         context = None if cond.context is None else cond.context.to(x.dtype)
         h = self.conv_in(x if cond.concat is None else torch.cat([x, cond.concat.to(x.dtype)], dim=1))
-        skips = [h]
+        outputs = [h]
         for stage in self.encoder:
             h = stage(h, emb, context)
-            skips.append(h)
+            outputs.append(h)
         for stage in self.middle:
             h = stage(h, emb, context)
-        for stage in self.decoder:
-            h = stage(torch.cat([h, skips.pop()], dim=1), emb, context)
-        out: Tensor = self.conv_out(nn.functional.silu(self.norm_out(h)))
-        return out.to(x.dtype)
+        return [*outputs, h], emb, context
 
     def _check(self, x: Tensor, cond: Cond) -> None:
         axes = {"concat": 1, "context": 2, "vector": 1}
@@ -216,3 +197,35 @@ class UNet(nn.Module):
             raise ValueError(
                 f"a latent of {x.shape[2]}x{x.shape[3]} cannot be halved {len(self.config.factors) - 1} times: use multiples of {step}"
             )
+
+
+class UNet(ContractingPath):
+    """Predicts eps, x0 or v of a noisy latent."""
+
+    def __init__(self, config: UNetConfig, channels: int, gives: Gives) -> None:
+        super().__init__(config, channels, gives)
+        self.decoder = self._decoder()
+        self.norm_out = group_norm(self.widths[0], UNET_EPS, config.groups)
+        self.conv_out = zero(nn.Conv2d(self.widths[0], channels, 3, padding=1))
+
+    def _decoder(self) -> nn.ModuleList:
+        config, stages, now, skips = self.config, nn.ModuleList(), self.widths[-1], list(self.skips)
+        for i in reversed(range(len(self.widths))):
+            width, blocks = self.widths[i], config.blocks_per_level[i] + 1
+            for block in range(blocks):
+                resnet = self._resnet(now + skips.pop(), width)
+                attention = self._attention(width, decoder=True) if config.factors[i] in config.attention else None
+                resample: ResBlock | Upsample | None = None
+                if i and block == blocks - 1:
+                    resample = self._resnet(width, width, "up") if config.resblock_updown else Upsample(width, config.conv_resample)
+                stages.append(Stage(resnet, attention, resample))
+                now = width
+        return stages
+
+    def forward(self, x: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Cond) -> Float[Tensor, "b c h w"]:
+        """The network's prediction for latents ``x`` at steps ``t``, in x's dtype. Raises: as `contract`."""
+        (*skips, h), emb, context = self.contract(x, t, cond)
+        for stage in self.decoder:
+            h = stage(torch.cat([h, skips.pop()], dim=1), emb, context)
+        out: Tensor = self.conv_out(nn.functional.silu(self.norm_out(h)))
+        return out.to(x.dtype)

@@ -64,7 +64,7 @@ def _tensors(model: LatentDiffusion | FirstStage) -> dict[str, Tensor]:
             raise ValueError("first_stage: the authors' files have no place for means of pixels: use statistics 0 and 1")
         assert isinstance(first_stage, KLAutoencoder | VQAutoencoder)
         names = authors_keys(first_stage)
-        folded = fold(first_stage, first_stage.mean, torch.ones(()))
+        folded = fold(first_stage.state_dict(), first_stage.mean, torch.ones(()))
         tensors |= {FIRST_STAGE + names[ours]: value for ours, value in folded.items()}
     return tensors | _schedule(model.process)
 

@@ -13,9 +13,8 @@ from latentworks.checkpoints.native import load_folder, save_folder
 from latentworks.checkpoints.resolve import bundled, resolve_model
 from latentworks.checkpoints.vocabulary import read_tokenizer
 from latentworks.config import nearest
-from latentworks.first_stage import FirstStage
-from latentworks.model import LatentDiffusion
-from latentworks.recipe import DiffusionRecipe, Recipe
+from latentworks.noisy_classifier import NoisyClassifier
+from latentworks.recipe import NOUNS, DiffusionRecipe, Model, Recipe
 
 __all__ = ["LAYOUTS", "Opened", "open_model", "write_model"]
 
@@ -25,7 +24,7 @@ LAYOUTS = ("native", "compvis", "diffusers")
 class Opened(NamedTuple):
     """A model, the recipe that builds it, and lines on what was left out or taken otherwise."""
 
-    model: FirstStage | LatentDiffusion
+    model: Model
     recipe: Recipe
     notes: tuple[str, ...] = ()
 
@@ -73,19 +72,20 @@ def write_model(opened: Opened, out: Path, layout: str, source: str = "") -> lis
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ValueError(f"{out} is there already: give another name, or remove it")
     size = recipe.data.out_size
+    if layout == "native":
+        save_folder(out, model, recipe, _card(opened, source))
+        return []
+    if isinstance(model, NoisyClassifier):
+        raise ValueError(f"layout: {layout} has no place for a classifier of noisy latents: use native")
     if layout == "compvis":
         return save_compvis(model, out, size)
-    if layout == "diffusers":
-        spacing = recipe.sampling.spacing if isinstance(recipe, DiffusionRecipe) else "leading"
-        save_diffusers(model, out, size, spacing)
-        return []
-    save_folder(out, model, recipe, _card(opened, source))
+    save_diffusers(model, out, size, recipe.sampling.spacing if isinstance(recipe, DiffusionRecipe) else "leading")
     return []
 
 
 def _card(opened: Opened, source: str) -> str:
     """The README of a converted model."""
-    what = "A latent diffusion model" if isinstance(opened.model, LatentDiffusion) else "A first stage"
+    what = f"A {NOUNS[opened.recipe.kind]}"
     size = opened.recipe.data.out_size
     lines = ["---", "library_name: latentworks", "---", "", f"# {opened.recipe.name}", "", f"{what} for images of {size} px, converted"]
     lines[-1] += f" from `{Path(source).name}` with Latentworks. How it was trained is not known here; its licence is that of its source."

@@ -117,7 +117,7 @@ def _first_stage(folder: Path) -> Imported:
     scale, shift = given.get("scaling_factor", 0.18215), given.get("shift_factor") or 0.0
     if scale is not None:
         model.set_statistics(torch.full((model.channels,), float(shift)), torch.tensor(1 / scale))
-    load_weights(model, tensors | {"mean": model.mean, "std": model.std})
+    load_weights(model, {"mean": model.mean, "std": model.std} | tensors)
     return Imported(model.eval(), _side(given, 256))
 
 

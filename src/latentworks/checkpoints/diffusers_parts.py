@@ -10,6 +10,7 @@ from torch import Tensor
 
 from latentworks.checkpoints.diffusers_config import UNetParts, first_stage_config, unet_config
 from latentworks.checkpoints.diffusers_keys import first_stage_places, to_ours, unet_places
+from latentworks.checkpoints.fold import unfold
 from latentworks.checkpoints.tensors import read_tensors, write_tensors
 from latentworks.config import read_mapping
 from latentworks.first_stage import KLAutoencoder, VQAutoencoder, build_first_stage
@@ -27,15 +28,20 @@ _WIDTHS = (
     "encoder_hid_dim", "num_class_embeds", "d_model", "head_dim", "encoder_attention_heads", "vocab_size", "max_position_embeddings",
     "hidden_size", "intermediate_size",
 )  # fmt: skip
+_KEPT = "unfolded.safetensors"
 _ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
 
 
 class Part(NamedTuple):
-    """What goes into one folder: files of text by name, and weights with the name of their file (without weights: none)."""
+    """What goes into one folder: files of text by name, and weights with the name of their file (without weights: none).
+
+    ``kept``: what was folded into the weights, see `unfold`; for us alone, and never in another type.
+    """
 
     texts: Mapping[str, str]
     weights: Mapping[str, Tensor] = {}
     file: str = "diffusion_pytorch_model.safetensors"
+    kept: Mapping[str, Tensor] = {}
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], weights: Mapping[str, Tensor], file: str = "diffusion_pytorch_model.safetensors") -> "Part":
@@ -52,6 +58,8 @@ def write_part(folder: Path, part: Part, dtype: torch.dtype | None) -> None:
     if part.weights:
         floating = [key for key, value in part.weights.items() if value.is_floating_point()]
         write_tensors(folder / part.file, part.weights, {"format": "pt"}, dict.fromkeys(floating, dtype) if dtype else None)
+    if part.kept:
+        write_tensors(folder / _KEPT, part.kept, {"format": "latentworks"})
 
 
 def read_settings(folder: Path, name: str = "config.json") -> dict[str, Any]:
@@ -90,7 +98,10 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_first_stage(folder: Path) -> tuple[KLAutoencoder | VQAutoencoder, dict[str, Tensor], dict[str, Any]]:
-    """The first stage, to be filled, its weights by our names, without statistics, and its settings. Raises: ValueError."""
+    """The first stage, to be filled, its weights by our names, and its settings. Raises: ValueError.
+
+    Among the weights are its statistics if we wrote the folder, folding them, and neither weights nor settings were changed since.
+    """
     given = read_settings(folder)
     config, weights = first_stage_config(given), read_weights(folder, given)
     model = build_first_stage(config)
@@ -103,6 +114,8 @@ def read_first_stage(folder: Path) -> tuple[KLAutoencoder | VQAutoencoder, dict[
     tensors = to_ours(weights, own, first_stage_places(config))
     if isinstance(model, VQAutoencoder):
         tensors["quantizer.counts"] = model.quantizer.counts
+    if given.get("scaling_factor") == 1 and not given.get("shift_factor") and (folder / _KEPT).is_file():
+        tensors |= unfold(tensors, read_tensors(folder / _KEPT))
     return model, tensors, given
 
 

@@ -11,7 +11,7 @@ from latentworks.checkpoints.diffusers_config import first_stage_settings, proce
 from latentworks.checkpoints.diffusers_keys import first_stage_places, to_theirs, unet_places
 from latentworks.checkpoints.diffusers_parts import VERSION, Part, write_part
 from latentworks.checkpoints.diffusers_text import PROMPT, frozen_part, joint_part, tokenizer_files
-from latentworks.checkpoints.fold import fold
+from latentworks.checkpoints.fold import FOLDED, fold
 from latentworks.conditioners import FrozenTextConditioner, LabelConditioner, LowResConditioner, MaskedImageConditioner, TextConditioner
 from latentworks.diffusion.process import Spacing
 from latentworks.first_stage import FirstStage, IdentityFirstStage, KLAutoencoder, VQAutoencoder
@@ -36,7 +36,8 @@ def save_diffusers(
     pads every prompt to 77 tokens) where the text transformer was trained jointly on prompts of 77, else a StableDiffusionPipeline, or with
     a masked image its inpainting one; a model without tokenizer needs one passed to ``from_pretrained``. A first stage alone becomes an
     AutoencoderKL or a VQModel, a model without first stage a single UNet with its scheduler in ``scheduler/``. These pipelines know one
-    scale of the latents at most: means are folded into the weights.
+    scale of the latents at most: means are folded into the weights, and what these were is kept in a file beside them that only
+    `load_diffusers` reads.
     ``size``: pixels a side that it draws. ``spacing`` of DDIM's steps, see `Process.timesteps`. ``dtype`` of the weights on disk.
     Raises: ValueError in one line saying what diffusers has no counterpart of, before anything is written; or if it cannot be written.
     """
@@ -56,9 +57,12 @@ def _first_stage(model: KLAutoencoder | VQAutoencoder, size: int, scaled: bool =
     """``scaled``: whether whoever uses it divides by ``scaling_factor``; else, or where there are means, the statistics are folded."""
     scale: float | None = 1 / float(model.std) if model.normalised else None  # none: not known yet
     tensors = {key: value for key, value in model.state_dict().items() if key not in ("mean", "std", "quantizer.counts")}
+    kept: dict[str, Tensor] = {}
     if model.normalised and (bool(model.mean.any()) or not scaled):
-        tensors, scale = tensors | fold(model, model.mean, model.std), 1.0
-    return Part.of(first_stage_settings(model, scale, size), to_theirs(tensors, first_stage_places(model.config)))
+        kept = {key: tensors[key] for key in FOLDED if key in tensors} | {"mean": model.mean, "std": model.std}
+        tensors, scale = tensors | fold(tensors, model.mean, model.std), 1.0
+    part = Part.of(first_stage_settings(model, scale, size), to_theirs(tensors, first_stage_places(model.config)))
+    return part._replace(kept=kept)
 
 
 def _model(model: LatentDiffusion, size: int, spacing: Spacing) -> dict[str, Part]:

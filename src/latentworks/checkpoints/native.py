@@ -11,9 +11,8 @@ from torch import Tensor
 
 from latentworks.checkpoints.safetensors_file import write_safetensors
 from latentworks.checkpoints.tensors import load_weights, read_tensors, without_weights
-from latentworks.first_stage.base import FirstStage
 from latentworks.model import LatentDiffusion
-from latentworks.recipe import Recipe, build_model, read_recipe
+from latentworks.recipe import Model, Recipe, build_model, read_recipe
 from latentworks.staging import staged
 
 __all__ = ["KEEP", "is_model_folder", "load_folder", "load_newest_state", "read_assets", "save_folder", "save_state"]
@@ -22,9 +21,7 @@ KEEP = 2
 """Training states kept: the newest, and the one before it to fall back to."""
 
 
-def save_folder(
-    folder: Path, model: FirstStage | LatentDiffusion, recipe: Recipe, card: str = "", dtype: torch.dtype | None = None
-) -> None:
+def save_folder(folder: Path, model: Model, recipe: Recipe, card: str = "", dtype: torch.dtype | None = None) -> None:
     """Write a model folder: recipe.json, model.safetensors, conditioners/I/FILE, README.md.
 
     ``dtype`` (e.g. float16) shrinks the weights but not the latent statistics. Raises: ValueError if it cannot be written.
@@ -48,7 +45,7 @@ def is_model_folder(path: Path) -> bool:
     return (path / "recipe.json").is_file() and (path / "model.safetensors").is_file()
 
 
-def load_folder(folder: Path) -> tuple[FirstStage | LatentDiffusion, Recipe]:
+def load_folder(folder: Path) -> tuple[Model, Recipe]:
     """A model in evaluation mode, float32, and its recipe. Raises: ValueError naming what is missing or does not fit."""
     if not is_model_folder(folder):
         raise ValueError(f"{folder} is no model folder: it must hold recipe.json and model.safetensors")

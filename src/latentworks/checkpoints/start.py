@@ -7,25 +7,25 @@ from torch import Tensor
 
 from latentworks.first_stage.base import FirstStage
 from latentworks.model import LatentDiffusion
-from latentworks.recipe import Recipe
+from latentworks.recipe import Model, Recipe
 
 __all__ = ["start_from"]
 
 
 @torch.no_grad()
-def start_from(model: FirstStage | LatentDiffusion, other: FirstStage | LatentDiffusion, recipe: Recipe) -> list[str]:
+def start_from(model: Model, other: Model, recipe: Recipe) -> list[str]:
     """Copy ``other``'s weights (``recipe`` is its own) into ``model``, in place; a line for each thing that is not simply copied.
 
     Input channels of the UNet that ``other`` lacks start at zero, so that the new condition is at first without effect. A conditioner that
-    only one of them has starts at random, or is left out. The first stage of a latent diffusion model is the one it was built with; a
-    first stage may start from that of a latent diffusion model.
+    only one of them has starts at random, or is left out. The first stage of a model of latents is the one it was built with; a first
+    stage may start from that of a model of latents.
     Raises: ValueError naming every other mismatch, before anything is copied.
     """
-    if isinstance(model, FirstStage) and isinstance(other, LatentDiffusion):
+    if isinstance(model, FirstStage) and not isinstance(other, FirstStage):
         other = other.first_stage
-    if isinstance(model, LatentDiffusion) != isinstance(other, LatentDiffusion):
+    if any(isinstance(model, kind) != isinstance(other, kind) for kind in (FirstStage, LatentDiffusion)):
         raise ValueError(f"--from: {recipe.name} is a {recipe.kind} model, but another kind is to be trained: give one of the same kind")
-    skip = "first_stage." if isinstance(model, LatentDiffusion) else ("mean", "std")
+    skip = ("mean", "std") if isinstance(model, FirstStage) else "first_stage."
     own, given = ({key: value for key, value in m.state_dict().items() if not key.startswith(skip)} for m in (model, other))
     new, unused = _conditioners(own) - _conditioners(given), _conditioners(given) - _conditioners(own)
     shared = [key for key in own if key in given]

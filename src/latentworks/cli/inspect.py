@@ -71,7 +71,8 @@ def _describe(recipe: "Recipe", assets: "Assets") -> Iterator[str]:
         yield f"parameters, {part}: {parameters / 1e6:.2f} M{beside}"
     if paper and paper.printed:
         yield f"parameters, the paper: {paper.printed} ({paper.table})"
-    passes = {"denoising step": cost.denoise, "training step": cost.train, "encoding": cost.encode, "decoding": cost.decode}
+    step = "classification" if recipe.kind == "classifier" else "denoising step"
+    passes = {step: cost.denoise, "training step": cost.train, "encoding": cost.encode, "decoding": cost.decode}
     for what, operations in passes.items():
         if operations:
             yield f"{what}: {operations / 1e9:,.1f} GFLOP an image"

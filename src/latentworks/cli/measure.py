@@ -61,6 +61,7 @@ def _begin(
     from latentworks.metrics.evaluate import evaluate_first_stage, evaluate_model
     from latentworks.metrics.reference import reference_images
     from latentworks.model import LatentDiffusion
+    from latentworks.noisy_classifier import NoisyClassifier
     from latentworks.pipeline import Pipeline
     from latentworks.recipe import DiffusionRecipe
     from latentworks.request import SampleRequest
@@ -77,6 +78,8 @@ def _begin(
         held_out = reference_images(data, recipe, "held_out") if floor else None
         pipeline = Pipeline(loaded, recipe.sampling, recipe.data.out_size, depth=recipe.data.depth)
         return recipe.name, evaluate_model(pipeline, reference, _network(network), request, held_out=held_out, resamples=bootstrap)
+    if isinstance(loaded, NoisyClassifier):
+        raise ValueError(f"{model} is a classifier, which draws nothing: its held-out accuracy is in its card and its run's metrics.jsonl")
     reference = reference_images(data, recipe, splits[split or "held_out"])
     return recipe.name, evaluate_first_stage(loaded, reference, _network(network), batch=request.batch)
 

@@ -40,7 +40,7 @@ def _memory(recipe: "Recipe") -> Iterator[str]:
     yield f"training {recipe.name}, batch {config.batch}, {side} px, {'bf16' if bf16 else 'float32'}: {_size(needs.total)}"
     parts = {name: value for name, value in needs._asdict().items() if name != "total"} | {"program": PROGRAM}
     yield "  of which " + ", ".join(f"{name} {_size(value)}" for name, value in parts.items())
-    for n in (1, 16):
+    for n in () if recipe.kind == "classifier" else (1, 16):
         drawn = sampling_memory(recipe, n)
         yield f"{'sampling' if recipe.kind == 'latent_diffusion' else 'encoding and decoding'}, {n} at once, float32: {_size(drawn.total)}"
     yield (

@@ -12,13 +12,16 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (see `lw info`) or a .json/.yaml file.")],
     data: Annotated[Path, typer.Option(help="Folder of images.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE. A run of this recipe in it is resumed.")] = None,
-    first_stage: Annotated[Path | None, typer.Option(help="Trained first stage: a run or model folder. Latent models need one.")] = None,
+    first_stage: Annotated[
+        Path | None,
+        typer.Option(help="Trained first stage, for models of latents: a run or model folder. For a classifier: the model that it guides."),
+    ] = None,
     from_model: Annotated[Path | None, typer.Option("--from", help="Fine-tune this model: start from its weights.")] = None,
     for_: Annotated[str | None, typer.Option("--for", help="Stop after this time, e.g. 110m; run the command again to go on.")] = None,
     steps: Annotated[int | None, typer.Option(help="Shorthand for --set train.steps=N.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a setting of the recipe, e.g. --set train.batch=32.")] = None,
 ) -> None:
-    """Train a first stage or a latent diffusion model. Ctrl-C saves; the same command resumes exactly.
+    """Train a first stage, a latent diffusion model or a classifier that guides one. Ctrl-C saves; the same command resumes exactly.
 
     Example: lw train openmoji-64-ae --data openmoji --for 30m
     """

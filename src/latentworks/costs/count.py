@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentworks.costs.rehearsal import Rehearsal
-from latentworks.model import LatentDiffusion
+from latentworks.first_stage import FirstStage
 from latentworks.recipe import Assets, Recipe
 
 __all__ = ["Cost", "count", "parameters", "training_operations"]
@@ -18,7 +18,8 @@ __all__ = ["Cost", "count", "parameters", "training_operations"]
 
 class Cost(NamedTuple):
     """``parameters`` by part (a first stage: encoder, decoder and the like). FLOPs are of one image: ``denoise``, a denoising step without
-    guidance (0 for a first stage); ``train``, a training step forwards and backwards (latents cached); ``encode`` and ``decode``."""
+    guidance, or a classifier's pass (0 for a first stage); ``train``, a training step forwards and backwards (latents cached); ``encode``
+    and ``decode``."""
 
     parameters: dict[str, int]
     latent: tuple[int, int, int]
@@ -38,7 +39,7 @@ def training_operations(recipe: Recipe, cached: bool = True) -> int:
     """`Cost.train` alone; latents that are not ``cached`` are encoded for every step."""
     with torch.device("meta"):
         rehearsal = Rehearsal(recipe)
-        encodes = isinstance(rehearsal.model, LatentDiffusion) and not cached
+        encodes = not isinstance(rehearsal.model, FirstStage) and not cached
         return _operations(lambda: rehearsal.train(1)) + (_operations(lambda: rehearsal.encode(1)) if encodes else 0)
 
 
@@ -46,11 +47,11 @@ def count(recipe: Recipe, assets: Assets | None = None) -> Cost:
     """Everything about one recipe. Raises: ValueError for one that cannot be built, or a size that its networks do not divide."""
     with torch.device("meta"):
         rehearsal = Rehearsal(recipe, assets)
-        diffuses = isinstance(rehearsal.model, LatentDiffusion)
+        of_latents = not isinstance(rehearsal.model, FirstStage)
         return Cost(
             _parameters(rehearsal),
             rehearsal.latent,
-            _operations(lambda: rehearsal.denoise(1)) if diffuses else 0,
+            _operations(lambda: rehearsal.denoise(1)) if of_latents else 0,
             _operations(lambda: rehearsal.train(1)),
             _operations(lambda: rehearsal.encode(1)),
             _operations(lambda: rehearsal.decode(1)),
@@ -59,7 +60,7 @@ def count(recipe: Recipe, assets: Assets | None = None) -> Cost:
 
 def _parameters(rehearsal: Rehearsal) -> dict[str, int]:
     model = rehearsal.model
-    parts = dict(model.named_children()) if isinstance(model, LatentDiffusion) else {"first_stage": model}
+    parts = {"first_stage": model} if isinstance(model, FirstStage) else dict(model.named_children())
     return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 
 

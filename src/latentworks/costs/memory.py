@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from latentworks.costs.rehearsal import Rehearsal
-from latentworks.model import LatentDiffusion
+from latentworks.first_stage import FirstStage
 from latentworks.recipe import DiffusionRecipe, Recipe
 
 __all__ = ["DRAWING", "PROGRAM", "SamplingMemory", "TrainingMemory", "sampling_memory", "training_memory"]
@@ -67,8 +67,8 @@ def sampling_memory(recipe: Recipe, n: int = 1, bf16: bool = False) -> SamplingM
     with FakeTensorMode(), torch.no_grad():
         rehearsal = Rehearsal(recipe)
         weights = _size([*rehearsal.model.parameters(), *rehearsal.model.buffers()])
-        diffuses = isinstance(rehearsal.model, LatentDiffusion)
-        for work, images in ((rehearsal.denoise if diffuses else rehearsal.encode, 2 * n if guided else n), (rehearsal.decode, n)):
+        work_on = rehearsal.encode if isinstance(rehearsal.model, FirstStage) else rehearsal.denoise
+        for work, images in ((work_on, 2 * n if guided else n), (rehearsal.decode, n)):
             with _Alive(rehearsal) as alive, torch.autocast("cpu", torch.bfloat16, enabled=bf16 and work == rehearsal.denoise):
                 work(images)
             peak = max(peak, alive.peak)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from latentworks.checkpoints.clip import CLIP_L, clip_assets
 from latentworks.conditioners import FrozenTextConditioner, FrozenTextConfig, LabelConditioner, LayoutConditioner, TextConditioner
 from latentworks.first_stage import FirstStage, KLAutoencoder, VQAutoencoder
-from latentworks.model import LatentDiffusion
 from latentworks.nn.discriminator import Discriminator
 from latentworks.nn.efficientnet import EfficientNetLite
 from latentworks.nn.perceptual import EfficientNetPerceptualConfig, LPIPSConfig
+from latentworks.noisy_classifier import NoisyClassifier
 from latentworks.recipe import Assets, DiffusionRecipe, FirstStageRecipe, Recipe, build_model
 from latentworks.types import Cond, Gives
 
@@ -38,8 +38,7 @@ class Rehearsal:
         self.recipe = recipe
         model = build_model(recipe, assets or _assets(recipe))
         self.model = model
-        first_stage = model.first_stage if isinstance(model, LatentDiffusion) else model
-        assert isinstance(first_stage, FirstStage)
+        first_stage = model if isinstance(model, FirstStage) else model.first_stage
         if isinstance(first_stage, VQAutoencoder):
             first_stage.continuous = True  # the search for codes looks at values; it is a thousandth of the work
         self.first_stage = first_stage
@@ -53,8 +52,10 @@ class Rehearsal:
         return [p for p in [*self.model.parameters(), *self.judges.parameters()] if p.requires_grad]
 
     def denoise(self, n: int) -> Tensor:
-        """The network's output for ``n`` latents. Raises: ValueError for a size it cannot halve."""
-        assert isinstance(self.model, LatentDiffusion)
+        """The network's output for ``n`` latents (a classifier's: its logits). Raises: ValueError for a size it cannot halve."""
+        assert not isinstance(self.model, FirstStage)
+        if isinstance(self.model, NoisyClassifier):
+            return self.model.logits(torch.zeros(n, *self.latent), torch.zeros(n, dtype=torch.long))
         cond = [_condition(conditioner, n, self.latent) for conditioner in self.model.conditioners]
         steps = torch.zeros(n, dtype=torch.long)
         out: Tensor = self.model.unet(torch.zeros(n, *self.latent), steps, Cond.join(cond) if cond else Cond())
@@ -74,7 +75,7 @@ class Rehearsal:
     def train(self, n: int, precision: AbstractContextManager[object] | None = None) -> None:
         """A training step's passes on ``n`` images, forwards (within ``precision``) and backwards; gradients are left behind."""
         with torch.enable_grad():
-            if isinstance(self.model, LatentDiffusion):
+            if not isinstance(self.model, FirstStage):
                 with precision or nullcontext():
                     out = self.denoise(n)
                 out.float().square().mean().backward()  # type: ignore[no-untyped-call]

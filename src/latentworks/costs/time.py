@@ -21,7 +21,7 @@ from latentworks.costs.rehearsal import Rehearsal
 from latentworks.first_stage import FirstStage, IdentityConfig
 from latentworks.model import LatentDiffusion
 from latentworks.nn.perceptual import LPIPSConfig, NoPerceptualConfig
-from latentworks.recipe import FirstStageRecipe, Recipe, build_model, build_objective
+from latentworks.recipe import ClassifierRecipe, FirstStageRecipe, Model, Recipe, build_model, build_objective
 from latentworks.train import make_accelerator, train
 from latentworks.types import Batch
 
@@ -125,13 +125,14 @@ def _narrow(recipe: Recipe, divisor: int, latent: tuple[int, int, int]) -> Recip
             values["perceptual"] = NoPerceptualConfig().model_dump()
         narrow = net.replace(channels=_divided(net.channels, divisor))
         return recipe.replace(first_stage=narrow.model_dump(), objective=objective.replace(**values).model_dump())
-    head = recipe.unet.head_channels
-    sizes = {"channels": _divided(recipe.unet.channels, divisor), "head_channels": head and _divided(head, divisor)}
+    unet = recipe.classifier.unet if isinstance(recipe, ClassifierRecipe) else recipe.unet
+    sizes = {"channels": _divided(unet.channels, divisor), "head_channels": unet.head_channels and _divided(unet.head_channels, divisor)}
+    net_of_latents = unet.replace(**sizes).model_dump()
+    latents = {"data": {"size": latent[1]}, "first_stage": IdentityConfig(in_channels=latent[0]).model_dump()}  # which come ready
+    if isinstance(recipe, ClassifierRecipe):
+        return recipe.replace(**latents, classifier=recipe.classifier.replace(unet=net_of_latents).model_dump())
     conditioners = [config.model_dump() for config in (_narrow_condition(config, divisor) for config in recipe.conditioners) if config]
-    return recipe.replace(  # latents come ready, so there is no first stage
-        data={"size": latent[1]}, first_stage=IdentityConfig(in_channels=latent[0]).model_dump(),
-        unet=recipe.unet.replace(**sizes).model_dump(), conditioners=conditioners,
-    )  # fmt: skip
+    return recipe.replace(**latents, unet=net_of_latents, conditioners=conditioners)
 
 
 def _narrow_condition(config: ConditionerConfig, divisor: int) -> ConditionerConfig | None:
@@ -152,15 +153,14 @@ def _divided(value: int, divisor: int) -> int:
     return value // divisor
 
 
-def _noise(recipe: Recipe, model: FirstStage | LatentDiffusion) -> Batch:
+def _noise(recipe: Recipe, model: Model) -> Batch:
     """Images or latents of noise, with any condition."""
     n, side = recipe.train.batch, recipe.data.out_size
     if isinstance(model, FirstStage):
         return {"index": torch.arange(n), "image": torch.rand(n, model.in_channels, side, side) * 2 - 1}
     batch: Batch = {"index": torch.arange(n), "latent": torch.randn(n, model.first_stage.channels, side, side)}
-    for conditioner in model.conditioners:
+    batch["label"] = torch.zeros(n, dtype=torch.long)
+    for conditioner in model.conditioners if isinstance(model, LatentDiffusion) else ():
         if isinstance(conditioner, TextConditioner):
             batch["tokens"] = torch.ones(n, conditioner.config.length, dtype=torch.long)
-        else:
-            batch["label"] = torch.zeros(n, dtype=torch.long)
     return batch

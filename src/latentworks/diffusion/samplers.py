@@ -1,9 +1,9 @@
 """Samplers: plain generators that turn a denoiser and a list of timesteps into a sequence of steps from noise to data.
 
 All take ``(denoise, x, process, timesteps, randn_like)``: x is float32 noise ``b c h w`` at ``timesteps[0]``; ``timesteps`` (see
-`Process.timesteps`) lists where to evaluate and, last, where to stop. Each yields one `Step` for every value after the first. Mistakes
-raise ValueError, naming the sampler, when the first step is asked for. Coefficients are Python floats (float64), so x keeps its dtype.
-To stop early, stop iterating.
+`Process.timesteps`) lists where to evaluate and, last, where to stop. Each yields one `Step` for every value after the first (`repaint`,
+which goes to and fro: for every step towards the data). Mistakes raise ValueError, naming the sampler, when the first step is asked for.
+Coefficients are Python floats (float64), so x keeps its dtype. To stop early, stop iterating.
 """
 
 import math
@@ -12,15 +12,18 @@ from functools import partial
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentworks.diffusion.process import Process
 from latentworks.types import Denoise, RandnLike, Step
 
-__all__ = ["SAMPLERS", "Sampler", "ddim", "dpmpp_2m", "plms", "unipc"]
+__all__ = ["JUMP", "RESAMPLE", "SAMPLERS", "Sampler", "ddim", "dpmpp_2m", "plms", "repaint", "unipc", "walk"]
 
 Sampler = Callable[..., Iterator[Step]]
+
+JUMP, RESAMPLE = 10, 10
+"""Steps that `repaint` goes back, and how often it then has taken them: the paper's."""
 
 _ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
@@ -39,11 +42,8 @@ def ddim(
     if not 0 <= eta <= 1:
         raise ValueError(f"eta: {eta} is not possible for the sampler ddim: use 0 (deterministic) to 1 (as much noise as DDPM)")
     for t, t_next in pairwise(timesteps):
-        (alpha, sigma), (alpha_next, sigma_next) = process.level(t), process.level(t_next)
         x0 = denoise(x, _filled(x, t))
-        eps = (x - alpha * x0) / sigma
-        fresh = eta * sigma_next / sigma * math.sqrt(1 - (alpha / alpha_next) ** 2)
-        x = alpha_next * x0 + math.sqrt(max(sigma_next**2 - fresh**2, 0.0)) * eps
+        x, fresh = _ddim_step(process, x, x0, t, t_next, eta)
         if fresh > 0:
             x = x + fresh * randn_like(x)
         yield Step(x, x0, t_next)
@@ -114,6 +114,54 @@ def unipc(
         yield Step(x, x0, t_next)
 
 
+def repaint(
+    denoise: Denoise,
+    x: Float[Tensor, "b c h w"],
+    process: Process,
+    timesteps: Sequence[int],
+    randn_like: RandnLike,
+    *,
+    known: Float[Tensor, "b c h w"],
+    mask: Bool[Tensor, "b 1 h w"],
+    jump: int = JUMP,
+    resample: int = RESAMPLE,
+) -> Iterator[Step]:
+    """RePaint, Algorithm 1 of arXiv:2201.09865: fills the hole (``mask`` true) of ``known`` with a model not trained to.
+
+    Ancestral steps (`ddim` with eta 1), after each of which what is known is put back with the noise of its level. Every ``jump`` steps it
+    goes back as many, ``resample`` - 1 times, so that hole and surroundings come to agree: see `walk`. Line 5 of the algorithm scales the
+    noise by the variance; here it is its root, as in Eq. 8a and the authors' code. One draw serves both regions, which share no value.
+    """
+    _check("repaint", timesteps, process)
+    for t, t_next in pairwise(walk(timesteps, jump, resample)):
+        alpha_next, sigma_next = process.level(t_next)
+        if t_next > t:  # line 10, over all steps of the process between the two
+            ratio = alpha_next / process.level(t)[0]
+            x = ratio * x + math.sqrt(1 - ratio**2) * randn_like(x)
+            continue
+        x0 = torch.where(mask, denoise(x, _filled(x, t)), known)
+        drawn, fresh = _ddim_step(process, x, x0, t, t_next, eta=1.0)
+        noise = randn_like(x)
+        x = torch.where(mask, drawn + fresh * noise, alpha_next * known + sigma_next * noise)
+        yield Step(x, x0, t_next)
+
+
+def walk(timesteps: Sequence[int], jump: int, resample: int) -> list[int]:
+    """The values of t that `repaint` goes through, down and up: down to each of every ``jump`` values, then ``resample`` - 1 times up and
+    down again (Fig. 9, arXiv:2201.09865). It never comes back from the last value. Raises: ValueError for what does not fit."""
+    steps = len(timesteps) - 1
+    if resample < 1:
+        raise ValueError(f"resample: {resample} is not possible for the sampler repaint: use 1 (never go back) or more")
+    if jump < 1 or (resample > 1 and jump >= steps):
+        raise ValueError(f"jump: the sampler repaint cannot go back {jump} of {steps} steps: use fewer, at least 1, or more steps")
+    places: list[int] = []
+    for place in range(steps, 0, -1):  # counted from the last value, which is 0
+        places.append(place)
+        if (place - 1) % jump == 0 and place + jump <= steps:
+            places += [*range(place + 1, place + jump + 1), *range(place + jump - 1, place - 1, -1)] * (resample - 1)
+    return [timesteps[steps - place] for place in [*places, 0]]
+
+
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": partial(ddim, eta=1.0),
     "ddim": ddim,
@@ -134,6 +182,16 @@ def _check(name: str, timesteps: Sequence[int], process: Process) -> None:
 
 def _filled(x: Float[Tensor, "b c h w"], t: int) -> Int[Tensor, " b"]:
     return torch.full((len(x),), t, device=x.device)
+
+
+def _ddim_step(
+    process: Process, x: Float[Tensor, "b c h w"], x0: Float[Tensor, "b c h w"], t: int, t_next: int, eta: float
+) -> tuple[Float[Tensor, "b c h w"], float]:
+    """Mean and standard deviation of x at t_next: Eq. 12 and 16, arXiv:2010.02502."""
+    (alpha, sigma), (alpha_next, sigma_next) = process.level(t), process.level(t_next)
+    eps = (x - alpha * x0) / sigma
+    fresh = eta * sigma_next / sigma * math.sqrt(1 - (alpha / alpha_next) ** 2)
+    return alpha_next * x0 + math.sqrt(max(sigma_next**2 - fresh**2, 0.0)) * eps, fresh
 
 
 def _hold(process: Process, x: Float[Tensor, "b c h w"], t: int, t_next: int, x0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from latentworks.types import RandnLike
+from latentworks.types import Batch, RandnLike
 
 __all__ = ["FirstStage", "Reconstruction"]
 
@@ -72,6 +72,19 @@ class FirstStage(nn.Module, ABC):
                 low = size // self.factor * self.factor
                 near = " or ".join(str(s) for s in (low, low + self.factor) if s)
                 raise ValueError(f"{name} {size} is not divisible by the first stage's factor f = {self.factor}: use {near}")
+
+    @torch.no_grad()
+    def latent(self, batch: Batch, randn_like: RandnLike | None = None) -> Float[Tensor, "b z h w"]:
+        """The normalised latent of a batch: its ``latent``, else from ``raw`` (a cache) or ``image``; a sample with ``randn_like``.
+
+        Raises: ValueError when it has none of these.
+        """
+        if "latent" in batch:
+            return batch["latent"]
+        if "raw" not in batch and "image" not in batch:
+            raise ValueError("image: the batch has neither an image, nor raw, nor latent: give one of them")
+        raw = batch["raw"] if "raw" in batch else self.encode_raw(batch["image"])
+        return self.to_latent(raw, randn_like)
 
     @abstractmethod
     def encode_raw(self, x: Float[Tensor, "b c H W"]) -> Float[Tensor, "b r h w"]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from latentworks.nn.blocks import FIRST_STAGE_EPS, UNET_EPS, group_norm, zero
 
-__all__ = ["Attention", "AttentionBlock", "AttnBlock", "LinearAttnBlock", "SpatialTransformer", "attend"]
+__all__ = ["Attention", "AttentionBlock", "AttentionPool", "AttnBlock", "LinearAttnBlock", "SpatialTransformer", "attend"]
 
 EXPLICIT_SCORES = 1 << 20  # largest l * m for which the matrix of scores is kept for the backward pass
 
@@ -88,6 +88,28 @@ class AttentionBlock(nn.Module):
         h = rearrange(attend(q * scale, k * scale, v, 1.0), "b h l d -> b (h d) l")
         out: Tensor = (flat + self.proj_out(h)).view_as(x)
         return out
+
+
+class AttentionPool(nn.Module):
+    """One vector of a feature map of ``side`` x ``side``: its mean attends to itself and to all pixels (CLIP's, and ADM's classifiers')."""
+
+    def __init__(self, channels: int, heads: int, side: int, out_channels: int) -> None:
+        super().__init__()
+        self.heads, self.side = heads, side
+        self.positions = nn.Parameter(torch.randn(channels, side**2 + 1) / channels**0.5)  # the mean's, then the pixels'
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv1d(channels, out_channels, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o"]:
+        """``out_channels``. Raises: ValueError for a map of another size than the positions were learnt for."""
+        if x.shape[2:] != (self.side, self.side):
+            raise ValueError(f"attention pooling was made for {self.side}x{self.side} features, not {x.shape[2]}x{x.shape[3]}")
+        flat = x.flatten(2)
+        tokens = torch.cat([flat.mean(dim=2, keepdim=True), flat], dim=2) + self.positions.to(x.dtype)
+        q, k, v = rearrange(self.qkv(tokens), "b (qkv h d) l -> qkv b h l d", h=self.heads, qkv=3)
+        h = rearrange(attend(q[:, :, :1], k, v, q.shape[-1] ** -0.5), "b h 1 d -> b (h d) 1")
+        out: Tensor = self.proj_out(h)
+        return out.squeeze(2)
 
 
 class Attention(nn.Module):

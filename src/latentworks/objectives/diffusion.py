@@ -11,15 +11,27 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentworks.config import Config
+from latentworks.diffusion.process import Process
 from latentworks.model import LatentDiffusion
 from latentworks.objectives.base import Loss, Objective
 from latentworks.random import generator
 from latentworks.types import Batch
 
-__all__ = ["BUCKETS", "DiffusionObjective", "DiffusionObjectiveConfig"]
+__all__ = ["BUCKETS", "DiffusionObjective", "DiffusionObjectiveConfig", "held_out_noise"]
 
 BUCKETS = 10
 """Timestep buckets of the held-out loss."""
+
+
+def held_out_noise(
+    process: Process, z0: Float[Tensor, "b z h w"], batch: Batch
+) -> Iterator[tuple[Int[Tensor, " b"], Float[Tensor, "b z h w"]]]:
+    """For each bucket the steps and the noise of a held-out batch, which are the same in every run."""
+    generators = [generator("held-out", int(index)) for index in batch["index"]]
+    for bucket in range(BUCKETS):
+        low, high = bucket * process.T // BUCKETS, (bucket + 1) * process.T // BUCKETS
+        t = torch.cat([torch.randint(low, high, (1,), generator=g) for g in generators]).to(z0.device)
+        yield t, torch.stack([torch.randn(z0.shape[1:], generator=g) for g in generators]).to(z0)
 
 
 class DiffusionObjectiveConfig(Config):
@@ -100,12 +112,8 @@ class DiffusionObjective(Objective):
         """Mean loss over all steps and per bucket of steps, fixed noise: sample i sees one step in each of `BUCKETS` buckets."""
         process, sums, count = self.model.process, torch.zeros(BUCKETS), 0
         for batch in batches:
-            generators = [generator("held-out", int(index)) for index in batch["index"]]
             z0, cond = self.model.latent(batch), self.model.condition(batch)
-            for bucket in range(BUCKETS):
-                low, high = bucket * process.T // BUCKETS, (bucket + 1) * process.T // BUCKETS
-                t = torch.cat([torch.randint(low, high, (1,), generator=g) for g in generators]).to(z0.device)
-                noise = torch.stack([torch.randn(z0.shape[1:], generator=g) for g in generators]).to(z0)
+            for bucket, (t, noise) in enumerate(held_out_noise(process, z0, batch)):
                 output = self.model.unet(process.add_noise(z0, noise, t), t, cond).float()
                 sums[bucket] += self._distance(output, process.target(z0, noise, t)).sum().cpu()
             count += len(z0)

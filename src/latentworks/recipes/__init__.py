@@ -19,6 +19,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "openmoji-64": small.openmoji_64,
     "class-64": small.class_64,
     "unconditional-64": small.unconditional_64,
+    "class-64-classifier": small.class_64_classifier,
     **TASKS,
     **FIRST_STAGES,
     **PAPER,

@@ -5,12 +5,13 @@ from latentworks.data.transforms import Preprocess
 from latentworks.diffusion.process import ProcessConfig
 from latentworks.first_stage import KLConfig, VQConfig
 from latentworks.nn.discriminator import DiscriminatorConfig
+from latentworks.noisy_classifier import NoisyClassifierConfig
 from latentworks.objectives.first_stage import FirstStageObjectiveConfig
-from latentworks.recipe import DiffusionRecipe, FirstStageRecipe
+from latentworks.recipe import ClassifierRecipe, DiffusionRecipe, FirstStageRecipe
 from latentworks.train import TrainConfig
 from latentworks.unet import UNetConfig
 
-__all__ = ["class_64", "openmoji_64", "openmoji_64_ae", "openmoji_64_ae_vq", "unconditional_64"]
+__all__ = ["class_64", "class_64_classifier", "openmoji_64", "openmoji_64_ae", "openmoji_64_ae_vq", "unconditional_64"]
 
 _FIRST_STAGE_TRAINING = TrainConfig(
     steps=8000, batch=16, optimiser="adam", lr=2e-3, betas=(0.9, 0.99), warmup=100, decay="cosine", final_lr=0.01, ema=0.999, clip=1.0
@@ -66,3 +67,15 @@ def class_64() -> DiffusionRecipe:
 def unconditional_64() -> DiffusionRecipe:
     """Images without any condition, for a plain folder."""
     return openmoji_64().replace(name="unconditional-64", conditioners=())
+
+
+def class_64_classifier() -> ClassifierRecipe:
+    """Classes of noisy latents, to guide `class_64` or `unconditional_64`."""
+    return ClassifierRecipe(
+        name="class-64-classifier",
+        data=Preprocess(size=64),
+        first_stage=openmoji_64_ae().first_stage,
+        process=openmoji_64().process,
+        classifier=NoisyClassifierConfig(unet=_SMALL_UNET.replace(channels=32, dropout=0.1).model_dump(), classes=1),
+        train=_LATENT_TRAINING.replace(steps=3000, weight_decay=0.05),
+    )
