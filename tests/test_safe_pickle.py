@@ -245,6 +245,7 @@ def test_hostile_pickles_are_refused(tmp_path, name):
 
 def tensor(offset: int, size: tuple[int, ...], stride: tuple[int, ...], count: int = 4) -> bytes:
     """The pickle of one tensor in storage 0 of float32."""
+
     def number(value: int) -> bytes:
         return b"\x8a\x0a" + value.to_bytes(10, "little", signed=True)
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from latentworks.data.listing import list_folder
+from latentworks.data.scene_materials import materials
 from latentworks.data.scene_words import CATEGORIES, RELATIONS, caption, counted
-from latentworks.data.scenes import SMALLEST, never_together, write_scenes
+from latentworks.data.scenes import SMALLEST, never_together, write_scenes, write_singles
 
 N, SIZE = 40, 64
 
@@ -99,11 +101,37 @@ def test_words():
     assert counted(by_name["sheep"], 4) == "four sheep"
 
 
+@pytest.mark.parametrize("write", [write_scenes, write_singles])
 @pytest.mark.parametrize("wrong", [{"size": 8}, {"n": 0}, {"categories": 1}, {"categories": 49}])
-def test_what_is_not_possible_is_refused(tmp_path, wrong):
-    with pytest.raises(ValueError, match="give 32 to 1024 pixels, 1 scene or more, 2 to 48"):
-        list(write_scenes(tmp_path / "x", **wrong))
+def test_what_is_not_possible_is_refused(tmp_path, write, wrong):
+    with pytest.raises(ValueError, match=r"give 32 to 1024 pixels, 2 to 48 categories|n 0: give [14] or more"):
+        list(write(tmp_path / "x", **wrong))
     assert not (tmp_path / "x").exists()
+
+
+def test_single_objects_lie_in_folders_of_their_class(tmp_path):
+    """The readers find 48 classes and both parts; every object is as large as promised, and all of it is in the image."""
+    assert list(write_singles(tmp_path / "data", 32, 120, seed=5))[-1] == (120, 120)
+    listing = list_folder(tmp_path / "data")
+    assert listing.problems == []
+    assert listing.classes == tuple(sorted(category.name for category in CATEGORIES))
+    for entry in listing.entries:
+        split, name, file = entry.name.split("/")
+        assert (split, name) == (entry.split, listing.classes[entry.label])
+        assert name == CATEGORIES[int(file.removesuffix(".png")) % 48].name
+    assert {entry.split for entry in listing.entries} == {"train", "held_out"}
+    list(write_singles(tmp_path / "few", 32, 4, seed=5))
+    for path in (tmp_path / "few").rglob("*.png"):
+        assert path.read_bytes() == (tmp_path / "data" / path.relative_to(tmp_path / "few")).read_bytes()
+
+
+@pytest.mark.parametrize("side", [9, 20, 57, 64])
+def test_a_stamp_has_the_size_asked_for_and_no_margin(side):
+    stamp = materials(64, 2)["train"].stamp
+    for degrees in (-25.0, 0.0, 12.5):
+        alpha = np.asarray(stamp(0, side, degrees).getchannel("A"))
+        assert max(alpha.shape) == side
+        assert all(edge.max() > 100 for edge in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1]))
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path):

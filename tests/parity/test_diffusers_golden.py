@@ -64,4 +64,3 @@ def test_names_are_those_of_their_converter(name, golden, tmp_path):
         assert compared == {key for key in expected if not key.startswith("quantize.")}
         for key in compared:
             assert torch.equal(written[key], expected[key].reshape(written[key].shape)), key
-

@@ -55,13 +55,18 @@ def scenes(
     n: Annotated[int, typer.Option("-n", help="Scenes; one in twenty is held out.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Scene i is a function of the seed and i alone.")] = 0,
     categories: Annotated[int, typer.Option(help="Kinds of objects, 2 to 48.")] = 48,
+    single: Annotated[bool, typer.Option("--single", help="One object an image, its class the folder it lies in; no annotations.")] = False,
 ) -> None:
     """Compose scenes of emoji with boxes, masks, label maps and captions, in COCO's format (CC BY-SA 4.0).
 
     Example: lw data scenes scenes --size 128 -n 10000
     """
     from latentworks.cli.terminal import track
-    from latentworks.data.scenes import write_scenes
+    from latentworks.data.scenes import write_scenes, write_singles
 
+    if single:
+        *_, (count, _) = track(write_singles(folder, size, n, seed, categories), "composing")
+        typer.echo(f"{folder}: {count} images of {size} x {size} pixels in folders of {categories} classes (CC BY-SA 4.0)")
+        return
     *_, (count, _) = track(write_scenes(folder, size, n, seed, categories), "composing")
     typer.echo(f"{folder}: {count} scenes of {size} x {size} pixels, with instances.json, captions.json and label maps (CC BY-SA 4.0)")

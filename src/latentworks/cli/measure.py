@@ -18,9 +18,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A bundled model's name, a model folder or a run folder.")],
     data: Annotated[Path, typer.Option(help="Folder of images to compare with.")],
     n: Annotated[int, typer.Option("-n", help="Images to draw; a first stage draws none.")] = 1000,
-    split: Annotated[
-        str | None, typer.Option(help="train, held_out or all. Default: held_out for a first stage, else train.")
-    ] = None,
+    split: Annotated[str | None, typer.Option(help="train, held_out or all. Default: held_out for a first stage, else train.")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, plms, dpmpp_2m or unipc. Default: the model's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. Default: the model's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the model's.")] = None,

@@ -92,9 +92,7 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         known = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         self.seen = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), named: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: tuple[Any, ...] = (), named: Mapping[str, Any] | None = None) -> Any:
         made = function(*arguments, **(named or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self.seen:

@@ -122,9 +122,7 @@ def _compare(
     def measurement(name: str, value: float, how: str = "", between: tuple[float, float] | None = None) -> Measurement:
         network, against = f"{facts.network.name} {facts.network.hash[:8]}", f"{facts.reference}, {len(originals)} images"
         settings = f"{facts.settings}, {how}" if how else facts.settings
-        return Measurement(
-            name + what, value, len(images), against, facts.network.resize, facts.seed, network, between, settings=settings
-        )
+        return Measurement(name + what, value, len(images), against, facts.network.resize, facts.seed, network, between, settings=settings)
 
     distance = frechet_distance(originals, images)
     yield Progress("distances" + what, 1, 3)
