@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from latentworks.checkpoints.native import load_newest_state, save_folder
-from latentworks.pipeline import settings_of
+from latentworks.request import settings_of
 from toys import DIFFUSION, FIRST_STAGE, TEXT, diffusion_model, first_stage_folder, image_folder, largest_file, lw
 
 SET_AE = [argument for override in [*FIRST_STAGE, "objective.adversarial_weight=0", "train.steps=4"] for argument in ("--set", override)]

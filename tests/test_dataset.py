@@ -5,9 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from latentworks.data.dataset import ImageDataset, indices_for
+from latentworks.data.dataset import Extras, ImageDataset, indices_for
 from latentworks.data.sources import FolderSource
 from latentworks.data.transforms import Preprocess, to_tensor
+from toys import scenes_folder
 
 
 @pytest.fixture
@@ -97,3 +98,53 @@ def test_channels_must_agree(folder):
 def test_fields_that_are_not_there_are_left_out(tmp_path):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
     assert set(ImageDataset(FolderSource(tmp_path), Preprocess(size=8)).batch([0])) == {"image", "index"}
+
+
+def extras_of(path, *, seed=0, size=20, **extras):
+    return ImageDataset(FolderSource(path), Preprocess(size=size), seed=seed, extras=Extras(**extras))
+
+
+def test_boxes_are_the_largest_in_an_order_of_their_own(tmp_path):
+    dataset = extras_of(scenes_folder(tmp_path / "data"), boxes=2)
+    plain = dataset.batch([4])["boxes"][0]
+    assert [box["label"] for box in plain] == [1, 0], "bars are larger"
+    orders = [tuple(box["label"] for box in dataset.batch([4], step=step)["boxes"][0]) for step in range(8)]
+    assert set(orders) == {(0, 1), (1, 0)}
+    assert orders == [tuple(box["label"] for box in dataset.batch([4], step=step)["boxes"][0]) for step in range(8)]
+    assert [box["label"] for box in extras_of(tmp_path / "data", boxes=1).batch([4])["boxes"][0]] == [1]
+
+
+def test_label_maps_lie_on_their_images_and_a_damaged_one_says_nothing(tmp_path):
+    folder = scenes_folder(tmp_path / "data")
+    (folder / "labels" / "03.png").write_bytes(b"no png")
+    dataset = extras_of(folder, segmentation=True)
+    batch = dataset.batch([2, 3])
+    red = batch["image"][0, 0] > 0.5
+    assert torch.equal(batch["segmentation"][0] == 1, red)
+    assert (batch["segmentation"][1] == -1).all()
+    assert dataset.skipped == ["labels/03.png"]
+    small = extras_of(folder, size=10, segmentation=True).batch([2])["segmentation"][0]
+    assert ((small == 1) != (torch.nn.functional.avg_pool2d(red[None, None].float(), 2)[0, 0] > 0.5)).float().mean() < 0.1
+
+
+def test_small_images_and_holes_are_drawn_by_seed_step_and_index(tmp_path):
+    folder = scenes_folder(tmp_path / "data")
+    dataset = extras_of(folder, low_res=("bsr", 4), holes=True)
+    batch, again, other = dataset.batch([1, 6], 3), extras_of(folder, low_res=("bsr", 4), holes=True).batch([6], 3), dataset.batch([6], 4)
+    assert batch["low_res"].shape == (2, 3, 5, 5)
+    assert batch["mask"].shape == (2, 1, 20, 20)
+    for field in ("low_res", "mask"):
+        assert torch.equal(batch[field][1], again[field][0])
+        assert not torch.equal(batch[field][1], other[field][0])
+    assert torch.equal(dataset.batch([6])["mask"], dataset.batch([6])["mask"]), "measured on the same hole each time"
+
+
+def test_an_images_own_hole_is_what_it_is_measured_on(tmp_path):
+    folder = scenes_folder(tmp_path / "data", n=2)
+    hole = np.zeros((20, 20), np.uint8)
+    hole[3:9, 5:15] = 255
+    Image.fromarray(hole).save(folder / "images" / "00_mask.png")
+    dataset = extras_of(folder, holes=True)
+    assert len(dataset) == 2
+    assert np.array_equal(dataset.batch([0])["mask"][0, 0].numpy(), hole > 0)
+    assert not np.array_equal(dataset.batch([0], step=1)["mask"][0, 0].numpy(), hole > 0)

@@ -18,9 +18,10 @@ from latentworks.metrics.evaluate import evaluate_first_stage, evaluate_model
 from latentworks.metrics.measurement import Evaluation, Measurement, Progress
 from latentworks.metrics.paired import psnr, psnr_non_white
 from latentworks.metrics.reference import conditions, reference_images
-from latentworks.pipeline import Pipeline, SampleRequest
+from latentworks.pipeline import Pipeline
 from latentworks.recipe import build_model
 from latentworks.recipes import get_recipe
+from latentworks.request import SampleRequest
 
 N = 12
 SMALL = {"channels": 32, "multipliers": (1, 1), "blocks": 1, "latent_channels": 3, "mid_attention": "none"}
@@ -143,7 +144,7 @@ def test_a_text_model_beside_its_first_stage(folder):
     assert "dpmpp_2m, 2 steps, guidance 2, subsets: 100 of 12" in str(found["KID"])
     assert evaluation.notes == ["12 held-out images are too few to say how near real ones are: 100 are needed"]
 
-    captions = [condition.prompt for condition in conditions(pipe.model, reference.source, 15, 3)]
+    captions = [text for batch in conditions(pipe.model, reference, 15, 3, batch=4) for text in batch["text"]]
     assert sorted(captions[:N]) == sorted(f"shape {i}" for i in range(N))
     assert captions[N:] == captions[:3]
     again = pipe(captions, seed=3, batch=7)
@@ -164,8 +165,8 @@ def test_real_held_out_images_are_the_floor(folder, monkeypatch):
 def test_classes_are_drawn_as_often_as_they_are_there(folder):
     recipe = diffusion_recipe([LabelConfig(classes=3, width=32, names=("b", "other", "a"))])
     pipe, reference = pipeline(recipe), reference_images(folder, recipe, "train")
-    labels = [condition.label for condition in conditions(pipe.model, reference.source, 2 * N, 0)]
-    assert labels == [0] * 16 + [2] * 8, "by name, not by number"
+    labels = [label for batch in conditions(pipe.model, reference, 2 * N, 0, batch=5) for label in batch["label"].tolist()]
+    assert sorted(labels) == [0] * 16 + [2] * 8, "by name, not by number"
     assert values(run(evaluate_model(pipe, reference, Means(), SampleRequest(n=7, batch=3))))["recall"].n == 7
 
 
@@ -191,7 +192,7 @@ def test_what_cannot_be_measured_is_refused(folder, tmp_path):
         Image.new("RGB", (16, 16)).save(tmp_path / f"{name}.png")
     recipe = diffusion_recipe([LabelConfig(classes=2, width=32)])
     with pytest.raises(ValueError, match="this model draws classes, but the folder has none"):
-        conditions(build(recipe), reference_images(tmp_path, recipe, None).source, 4, 0)
+        conditions(build(recipe), reference_images(tmp_path, recipe, None), 4, 0, batch=2)
     with pytest.raises(ValueError, match="n 3 and 12 reference images: give at least 4 of both"):
         run(evaluate_model(pipeline(recipe), reference_images(folder, recipe, None), Means(), SampleRequest(n=3)))
 

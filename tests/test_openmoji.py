@@ -41,7 +41,7 @@ def test_the_folder(out, rows):
     train, held = FolderSource(out, split="train"), FolderSource(out, split="held_out")
     assert len(train) + len(held) == len(rows)
     assert (train.channels, train.dtype) == (3, np.uint8)
-    assert 0.9 < len(FolderSource(out, captioned_only=True)) / 3953 < 1.1
+    assert 0.9 < len(FolderSource(out, needs=("text",))) / 3953 < 1.1
 
 
 def test_identical_images_never_straddle_the_split(out, rows):

@@ -11,7 +11,8 @@ from PIL import Image
 
 from latentworks.diffusion.samplers import SAMPLERS
 from latentworks.output import file_stem, save_image
-from latentworks.pipeline import Drawn, Pipeline, SampleRequest, picture, settings_of
+from latentworks.pipeline import Drawn, Pipeline, picture
+from latentworks.request import SampleRequest, settings_of
 from toys import diffusion_model
 
 PROMPTS = ("red blocks", "green blocks", "", "blocks")
@@ -112,7 +113,7 @@ def test_a_model_without_a_null_class_is_sampled_without_guidance():
     pipeline = Pipeline(model, recipe.sampling, 16)
     assert pipeline.resolve(SampleRequest(label=1)).guidance == 1
     assert len(pipeline(label=1, steps=2)) == 1
-    with pytest.raises(ValueError, match="no null class"):
+    with pytest.raises(ValueError, match="that the model can do without"):
         pipeline(label=1, steps=2, guidance=2.0)
     with pytest.raises(ValueError, match="no null class"):
         pipeline(steps=2)
@@ -129,21 +130,24 @@ def test_gradients_are_off_inside_the_stream_and_untouched_outside(pipeline):
 
 
 REFUSED = [
-    ("unconditional", {"prompt": "red"}, "prompt: this model takes no text; it takes no condition"),
-    ("of_classes", {"prompt": "red"}, "prompt: this model takes no text; it takes label"),
-    ("of_classes", {"negative_prompt": "red"}, "negative_prompt: this model takes no text; it takes label"),
+    ("unconditional", {"prompt": "red"}, "prompt: this model does not take text; it takes no condition"),
+    ("of_classes", {"prompt": "red"}, "prompt: this model does not take text; it takes a class"),
+    ("of_classes", {"negative_prompt": "red"}, "negative_prompt: this model does not take text; it takes a class"),
     ("of_classes", {"label": "bare"}, "label: 'bare' is not a class of this model: did you mean 'bear'?"),
     ("of_classes", {"label": 3}, "label: 3 is not a class of this model: use 0 to 2"),
-    ("pipeline", {"label": 1}, "label: this model takes no class; it takes text"),
+    ("pipeline", {"label": 1}, "label: this model does not take a class; it takes text"),
     ("unconditional", {"guidance": 2.0}, "guidance: 2.0 needs a condition to guide towards"),
-    ("of_maps", {}, "segmentation: this model needs it, and no request can carry it yet: use model.condition in Python"),
+    ("of_maps", {}, "map: this model needs a label map: give it (--map on the command line)"),
     ("pipeline", {"guidance": 1.0, "negative_prompt": "red"}, "negative_prompt: without guidance it has no effect"),
     ("pipeline", {"guidance": float("nan")}, "guidance scale: nan is not a finite number"),
     ("pipeline", {"eta": 0.5}, "eta: 0.5 belongs to the sampler ddim"),
     ("pipeline", {"sampler": "dpmp_2m"}, "unknown sampler 'dpmp_2m': did you mean 'dpmpp_2m'?"),
     ("pipeline", {"steps": 1001}, "steps: 1001 is not possible, this process has 1000 steps: use 1 to 1000"),
-    ("pipeline", {"size": (16, 18)}, "size: width 18 is not possible with this model: use a multiple of 4"),
-    ("pipeline", {"size": (0, 16)}, "size: height 0 is not possible"),
+    ("pipeline", {"size": (0, 16)}, "size: 16 x 0 has no pixels"),
+    ("pipeline", {"upscale": "a.png"}, "upscale: this model does not take a small image; it takes text"),
+    ("pipeline", {"strength": 0.5}, "strength: it says how much of an image is drawn anew: give --image"),
+    ("pipeline", {"position": 0.5}, "position: it lies between two seeds: give to_seed as well"),
+    ("pipeline", {"back_projection": 1}, "back_projection: it belongs to upscaling"),
     ("pipeline", {"n": 0}, "n: Input should be greater than or equal to 1"),
     ("pipeline", {"stpes": 2}, "unknown key 'stpes': did you mean 'steps'?"),
 ]

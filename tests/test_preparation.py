@@ -5,7 +5,7 @@ import torch
 
 from latentworks.checkpoints.native import load_folder, save_folder
 from latentworks.preparation import RunRequest, prepare
-from toys import ae, diffusion_model, first_stage_folder, image_folder, ldm
+from toys import ae, diffusion_model, first_stage_folder, image_folder, ldm, scenes_folder
 
 
 @pytest.fixture
@@ -70,12 +70,30 @@ REFUSED = {
         "vocabulary: 99 cannot hold the 256 bytes",
     ),
     "no reader": (
+        lambda: ldm("conditioners=[{kind: features, width: 3}]"),
+        "data",
+        {"first_stage": "stage"},
+        "conditioners.0.kind: features cannot be trained from a folder, which has no embeddings",
+    ),
+    "no boxes": (
         lambda: ldm("conditioners=[{kind: layout, classes: 3}]"),
         "data",
         {"first_stage": "stage"},
-        "conditioners.0.kind: layout cannot be trained from a folder yet, .*: use label, text or frozen_text",
+        "has no train image with boxes; add COCO's instances.json, or YOLO's .txt",
     ),
-    "from another kind": (ae, "data", {"from_model": "ldm"}, "--from: openmoji-64 is a latent_diffusion model, but another kind"),
+    "no maps": (
+        lambda: ldm("conditioners=[{kind: segmentation, classes: 3}]"),
+        "data",
+        {"first_stage": "stage"},
+        "has no train image with a label map; add PNGs of the same names",
+    ),
+    "a small image smaller than the latent": (
+        lambda: ldm("conditioners=[{kind: low_res, factor: 3}]"),
+        "data",
+        {"first_stage": "stage"},
+        "conditioners.factor: .* use a first stage whose f divides 3",
+    ),
+    "from another kind": (ldm, "data", {"from_model": "stage"}, "--from: openmoji-64-ae is a first_stage model, but another kind"),
     "from another width": (
         lambda: ae("first_stage.channels=32"),
         "data",
@@ -137,3 +155,47 @@ def test_cached_equals_uncached(data, stage, tmp_path):
         assert "raw" not in images
         ours, theirs = (next(prepared.objective.losses(batch, step)) for batch in (cached, images))
         assert float(ours.value) == pytest.approx(float(theirs.value), abs=1e-4, rel=1e-5)
+
+
+def test_a_first_stage_starts_from_that_of_a_latent_model(data, tmp_path):
+    model, recipe = diffusion_model()
+    save_folder(tmp_path / "ldm", model, recipe)
+    prepared = prepare(RunRequest(ae(), data, tmp_path / "run", from_model=tmp_path / "ldm"))
+    assert all(torch.equal(a, b) for a, b in zip(weights(prepared.model).values(), weights(model.first_stage).values(), strict=True))
+    assert not prepared.model.normalised, "statistics are of the data"
+
+
+@pytest.mark.parametrize("kind", ["layout", "segmentation", "low_res", "masked_image"])
+def test_a_folder_completes_every_condition_and_its_batches_feed_it(kind, stage, tmp_path):
+    data = scenes_folder(tmp_path / "data")
+    settings = {
+        "layout": "width: 16, layers: 1, heads: 2, head_channels: 8, length: 8, vocabulary: 64, classes: 1",
+        "segmentation": "classes: 1",
+    }
+    recipe = ldm(f"conditioners=[{{kind: {kind}, {settings.get(kind, 'dropout: 0.5')}}}]", "data.flip=true", name="unconditional-64")
+    prepared = prepare(RunRequest(recipe.replace(variants=2), data, tmp_path / "run", first_stage=stage))
+    config = prepared.recipe.conditioners[0]
+    if kind == "layout":
+        assert (config.classes, config.names) == (2, ("square", "bar"))
+    elif kind == "segmentation":
+        assert (config.classes, config.names, config.stages) == (3, ("background", "square", "bar"), 1)
+        assert len(config.palette) == 3
+    elif kind == "low_res":
+        assert (config.channels, config.scale) == (3, 2)
+    else:
+        assert config.channels == 2
+    *_, _ = prepared.latents.fill()
+    indices, step = [0, 5, 7], 3
+    batch = prepared.latents.batch(indices, step)
+    cond = prepared.model.condition(batch)
+    assert (cond.context if kind == "layout" else cond.concat).shape[0] == 3
+    if kind == "segmentation":  # the map shows the variant whose latent it stands beside
+        flips = [prepared.latents.variant(i, prepared.latents.drawn(i, step)).flip for i in indices]
+        plain = prepared.images.fields(indices)["segmentation"]
+        assert all(torch.equal(batch["segmentation"][k], plain[k].flip(-1) if flip else plain[k]) for k, flip in enumerate(flips))
+        assert any(flips)
+    if kind in ("low_res", "masked_image"):
+        field = {"low_res": "low_res", "masked_image": "mask"}[kind]
+        assert torch.equal(batch[field], prepared.latents.batch(indices, step)[field]), "drawn by seed, step and index"
+    (loss,) = prepared.objective.losses(batch, step)
+    assert torch.isfinite(loss.value)

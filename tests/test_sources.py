@@ -165,7 +165,7 @@ def test_captions_of_the_same_stem(tmp_path):
     source = FolderSource(tmp_path)
     assert source.read(0).text == ("a caption", "another")
     assert source.read(1).text == ()
-    assert len(FolderSource(tmp_path, captioned_only=True)) == 1
+    assert len(FolderSource(tmp_path, needs=("text",))) == 1
     (tmp_path / "009.txt").write_text("lost")
     with pytest.raises(ValueError, match=r"009\.txt is a caption without its image"):
         FolderSource(tmp_path)

@@ -101,3 +101,30 @@ def test_settings_are_checked():
         Preprocess.parse({"size": 8, "crop_size": 9})
     with pytest.raises(ValueError, match="channels: the image has 3, the settings say 1"):
         Preprocess(size=8, channels=1).apply(np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (40, 40)])
+def test_boxes_and_labels_follow_what_is_cut(shape, flip):
+    """A bright rectangle lies where its box and its label map say, in every variant."""
+    image, labels = np.zeros((*shape, 1), np.uint8), np.zeros(shape, np.int16)
+    image[8:32, 12:30], labels[8:32, 12:30] = 255, 1
+    box = {"x": 12 / shape[1], "y": 8 / shape[0], "width": 18 / shape[1], "height": 24 / shape[0], "label": "a", "group": True}
+    for preprocess in (Preprocess(size=20, crop_size=16, crop="random"), Preprocess(size=20), Preprocess(size=40, crop_size=24)):
+        variant = Variant(0.3, 0.6, flip)
+        square = preprocess.cut(preprocess.fit(image), variant)[..., 0]
+        window = preprocess.window(*shape, variant)
+        assert np.abs(window.labels(labels, *square.shape) * 255.0 - square).mean() < 12, "but for softened edges"
+        (found,) = window.boxes([box])
+        assert (found["label"], found["group"]) == ("a", True)
+        bright = [np.flatnonzero((square > 127).any(axis=axis)) for axis in (1, 0)]
+        size = preprocess.out_size
+        edges = (found["y"], found["y"] + found["height"], found["x"], found["x"] + found["width"])
+        assert np.abs(np.array(edges) * size - [bright[0][0], bright[0][-1] + 1, bright[1][0], bright[1][-1] + 1]).max() <= 1
+
+
+def test_boxes_that_are_mostly_cut_away_are_left_out():
+    window = Preprocess(size=20, crop_size=10).window(20, 20)
+    inside, half, sliver = ({"x": x, "y": 0.4, "width": 0.2, "height": 0.2, "label": 0} for x in (0.4, 0.15, 0.06))
+    assert [box["width"] for box in window.boxes([inside, half, sliver])] == pytest.approx([0.4, 0.2])
+    assert len(window.boxes([inside, half, sliver], visible=0.04)) == 3

@@ -1,5 +1,6 @@
 """Tiny things to train and sample in seconds: folders of small images, reduced recipes, models of random weights, and `lw` in process."""
 
+import json
 import resource
 import sys
 from contextlib import contextmanager
@@ -57,6 +58,30 @@ def image_folder(path, n=24, size=20, channels=3, dtype="uint8", captions=False,
             Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(folder / f"{i:02}.png")
         if captions:
             (folder / f"{i:02}.txt").write_text(f"{WORDS[i % 4]} {WORDS[i // 4 % 4]} blocks")
+    return path
+
+
+def scenes_folder(path, n=24, size=20, seed=0):
+    """A red square and a blue bar on grey, with COCO's boxes and captions and label maps (0 is background). The folder."""
+    rng = np.random.default_rng(seed)
+    kinds = [{"id": 1, "name": "square"}, {"id": 2, "name": "bar"}]
+    images, instances, captions = [], [], []
+    for name in ("images", "labels"):
+        (path / name).mkdir(parents=True)
+    for i in range(n):
+        pixels, labels = rng.integers(90, 110, (size, size, 3)).astype(np.uint8), np.zeros((size, size), np.uint8)
+        images.append({"id": i, "file_name": f"{i:02}.png", "width": size, "height": size})
+        for category, (h, w), colour in ((1, (size // 3, size // 3), (220, 30, 30)), (2, (size // 5, size // 2), (30, 30, 220))):
+            y, x = int(rng.integers(0, size - h)), int(rng.integers(0, size - w))
+            pixels[y : y + h, x : x + w], labels[y : y + h, x : x + w] = colour, category
+            instances.append(
+                {"id": len(instances), "image_id": i, "category_id": category, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
+            )
+        captions.append({"id": i, "image_id": i, "caption": "a square and a bar"})
+        Image.fromarray(pixels).save(path / "images" / f"{i:02}.png")
+        Image.fromarray(labels).save(path / "labels" / f"{i:02}.png")
+    (path / "instances.json").write_text(json.dumps({"images": images, "annotations": instances, "categories": kinds}))
+    (path / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
     return path
 
 

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from latentworks.checkpoints.diffusers_save import save_diffusers
     from latentworks.engine import Engine
     from latentworks.model import LatentDiffusion
-    from latentworks.pipeline import Pipeline, SampleRequest, load, load_model
+    from latentworks.pipeline import Pipeline, load, load_model
+    from latentworks.request import SampleRequest
     from latentworks.types import Batch, Cond
 
 __all__ = [
@@ -19,7 +20,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "Batch": "types", "Cond": "types", "Engine": "engine", "LatentDiffusion": "model", "Pipeline": "pipeline", "SampleRequest": "pipeline",
+    "Batch": "types", "Cond": "types", "Engine": "engine", "LatentDiffusion": "model", "Pipeline": "pipeline", "SampleRequest": "request",
     "load": "pipeline", "load_compvis": "checkpoints.compvis", "load_compvis_first_stage": "checkpoints.compvis",
     "load_diffusers": "checkpoints.diffusers", "load_model": "pipeline", "save_compvis": "checkpoints.compvis_save",
     "save_diffusers": "checkpoints.diffusers_save",

@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,21 +11,30 @@ from jaxtyping import Shaped
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from latentworks.conditioners import LabelConditioner
+from latentworks.conditioners import (
+    Conditioner,
+    LabelConditioner,
+    LayoutConditioner,
+    LowResConditioner,
+    SegmentationConditioner,
+)
+from latentworks.data.palette import class_colours, paint
 from latentworks.data.transforms import from_tensor
 from latentworks.engine import Engine
 from latentworks.first_stage.base import FirstStage
 from latentworks.model import LatentDiffusion
-from latentworks.pipeline import Drawn, Pipeline, SampleRequest
+from latentworks.pipeline import Drawn, Pipeline
 from latentworks.recipe import DiffusionRecipe
+from latentworks.request import SampleRequest
 from latentworks.staging import staged_file
-from latentworks.types import Batch
+from latentworks.types import Batch, Box
 
-__all__ = ["reconstruction_grid", "sample_grid", "save_sheet", "sheet"]
+__all__ = ["condition_pictures", "reconstruction_grid", "sample_grid", "save_sheet", "sheet"]
 
 GRID = 16
 """Samples in the grid of a latent diffusion model; a first stage shows half as many pairs."""
 LINE, MARGIN = 13, 4
+_OUTLINES = ("crimson", "royalblue", "seagreen", "darkorange", "purple", "teal")
 
 
 def sheet(images: Sequence[Image.Image], captions: Sequence[str] | None = None, columns: int = 8, scale: int = 1) -> Image.Image:
@@ -81,20 +91,53 @@ def reconstruction_grid(first_stage: FirstStage, batch: Batch) -> Image.Image:
 
 
 def sample_grid(model: LatentDiffusion, recipe: DiffusionRecipe, batch: Batch) -> Image.Image:
-    """Samples from fixed noise for the conditions of a batch that the model reads, with the recipe's sampling defaults, where it is."""
+    """Samples from fixed noise for the conditions of a batch, with the recipe's sampling defaults; conditions that are pictures above."""
     engine = Engine.parse({"device": model.first_stage.mean.device.type})
     pipeline = Pipeline(model, recipe.sampling, recipe.data.out_size, engine)
-    requests, captions = [SampleRequest(n=GRID)], list[str]()
+    conditions, captions = list[Image.Image](), list[str]()
+    batch = _first(batch, GRID)
     for conditioner in model.conditioners:
         if conditioner.field == "text":
-            captions = batch["text"][:GRID]
-            requests = [SampleRequest(prompt=tuple(captions))]
+            captions = batch["text"]
         elif isinstance(conditioner, LabelConditioner):
-            labels = sorted(set(batch["label"].tolist()))[: GRID // 2]
-            captions = [(conditioner.config.names or range(conditioner.config.classes))[label] for label in labels for _ in range(2)]
-            requests = [SampleRequest(label=label, n=2) for label in labels]
-    drawn = (event for request in requests for event in pipeline.draw(request) if isinstance(event, Drawn))
-    return sheet([image for one in drawn for image in _visible(one.pixels)], list(map(str, captions)), columns=8, scale=2)
+            names = conditioner.config.names or range(conditioner.config.classes)
+            captions = [str(names[label]) for label in batch["label"].tolist()]
+        elif isinstance(conditioner, Conditioner):
+            batch = _first(batch, GRID // 2)
+            conditions = condition_pictures(conditioner, batch, pipeline.size)
+    drawn = (event for event in pipeline.draw_batch(batch, SampleRequest()) if isinstance(event, Drawn))
+    images = [image for one in drawn for image in _visible(one.pixels)]
+    return sheet([*conditions, *images], captions * (2 if conditions else 1), columns=8, scale=2 if pipeline.size <= 64 else 1)
+
+
+def condition_pictures(conditioner: Conditioner, batch: Batch, size: int) -> list[Image.Image]:
+    """What a person sees of conditions that are boxes, label maps, small images or images with a hole, in ``size`` x ``size`` pixels."""
+    match conditioner:
+        case LayoutConditioner():
+            return [_boxes(boxes, size, conditioner.config.names) for boxes in batch["boxes"]]
+        case SegmentationConditioner():
+            palette = conditioner.config.palette or class_colours(conditioner.config.classes)
+            pictures = [Image.fromarray(paint(labels.cpu().numpy(), palette)) for labels in batch["segmentation"]]
+        case LowResConditioner():
+            pictures = _pictures(batch["low_res"])
+        case _:
+            pictures = _pictures(torch.where(batch["mask"].bool(), 0.0, batch["image"]))
+    return [picture.resize((size, size), Image.Resampling.NEAREST) for picture in pictures]
+
+
+def _boxes(boxes: Sequence[Box], size: int, names: Sequence[str]) -> Image.Image:
+    image = Image.new("RGB", (size, size), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(9)
+    for i, box in enumerate(boxes):
+        x, y, label = box["x"] * size, box["y"] * size, box["label"]
+        draw.rectangle((x, y, x + box["width"] * size - 1, y + box["height"] * size - 1), outline=_OUTLINES[i % len(_OUTLINES)])
+        draw.text((x + 2, y), _plain(names[label] if names and isinstance(label, int) else str(label)), "black", font)
+    return image
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    """The first samples of a batch."""
+    return cast(Batch, {name: values[:count] for name, values in batch.items()})  # type: ignore[index]
 
 
 def _pictures(x: Tensor) -> list[Image.Image]:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from latentworks.pipeline import SampleRequest, picture, settings, settings_png
+from latentworks.pipeline import picture
+from latentworks.request import SampleRequest, settings, settings_png
 from latentworks.staging import staged_file
 
 __all__ = ["file_stem", "save_image"]

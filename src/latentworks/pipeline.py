@@ -1,6 +1,6 @@
-"""From a request to images: condition, guidance, noise from per-image seeds, sampler, decode; one schema for command line and Python."""
+"""From a request to images: condition, guidance, noise from per-image seeds, sampler, decode."""
 
-import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-from pydantic import Field, field_validator
 from torch import Tensor
 
 from latentworks.checkpoints.native import load_folder
 from latentworks.checkpoints.resolve import resolve_model
-from latentworks.conditioners import Conditioner, LabelConditioner
-from latentworks.config import Config, nearest
+from latentworks.conditioners import Conditioner
+from latentworks.conditions import Pictures, check_conditions, conditions_of, droppable, read_pictures
+from latentworks.data.degrade import back_project
 from latentworks.data.transforms import from_tensor
 from latentworks.diffusion.guidance import classifier_free
 from latentworks.diffusion.samplers import SAMPLERS
@@ -24,37 +23,10 @@ from latentworks.engine import Engine
 from latentworks.model import LatentDiffusion
 from latentworks.random import randn_like_per_image
 from latentworks.recipe import DiffusionRecipe, SamplingDefaults, read_recipe
+from latentworks.request import SampleRequest, settings
 from latentworks.types import Batch, Cond, Denoise, Step
 
-__all__ = ["Drawn", "Pipeline", "SampleRequest", "load", "load_model", "picture", "settings", "settings_of", "settings_png"]
-
-
-class SampleRequest(Config):
-    """What to draw. None means "as the model was made for". Image i has seed ``seed + i`` and does not depend on ``batch``."""
-
-    prompt: str | tuple[str, ...] | None = None
-    negative_prompt: str | None = None
-    label: str | int | None = None
-    n: int = Field(1, ge=1, description="images for each prompt")
-    seed: int = 0
-    sampler: str | None = None
-    steps: int | None = Field(None, ge=1)
-    guidance: float | None = None
-    eta: float | None = Field(None, ge=0, le=1)
-    size: tuple[int, int] | None = Field(None, description="height, width in pixels")
-    batch: int = Field(16, ge=1, description="images drawn at once")
-
-    @field_validator("sampler")
-    @classmethod
-    def _known(cls, value: str | None) -> str | None:
-        if value is not None and value not in SAMPLERS:
-            raise ValueError(f"unknown sampler {value!r}: {nearest(value, list(SAMPLERS))}")
-        return value
-
-    def prompts(self) -> list[str | None]:
-        """One prompt an image, in order."""
-        given = [self.prompt] if self.prompt is None or isinstance(self.prompt, str) else list(self.prompt)
-        return [prompt for prompt in given for _ in range(self.n)]
+__all__ = ["Drawn", "Pipeline", "load", "load_model", "picture"]
 
 
 class Drawn(NamedTuple):
@@ -88,80 +60,111 @@ class Pipeline:
         return [picture(pixels, one) for drawn in finished for pixels, one in zip(drawn.pixels, drawn.requests, strict=True)]
 
     def draw(self, request: SampleRequest) -> Iterator[Step | Drawn]:
-        """Every step of every ``request.batch`` images, then these images."""
-        request = self.resolve(request)
-        prompts = request.prompts()
-        for start in range(0, len(prompts), request.batch):
-            stop = min(start + request.batch, len(prompts))
-            for step in self.stream(request, start, stop):
+        """Every step of every ``request.batch`` images, then these images. Raises: ValueError on what the model cannot do."""
+        request, pictures = self._resolved(request)
+        each = request.each()
+        for start in range(0, len(each), request.batch):
+            part = each[start : start + request.batch]
+            for step in self._steps(part, pictures):
                 last = step
                 yield step
-            requests = [request.replace(prompt=prompts[i], n=1, seed=request.seed + i) for i in range(start, stop)]
-            yield Drawn(self.decode(last.x), requests, stop, len(prompts))
+            yield Drawn(self._finished(last.x, request, pictures), part, start + len(part), len(each))
 
-    @torch.no_grad()
+    def draw_batch(self, batch: Batch, request: SampleRequest) -> Iterator[Step | Drawn]:
+        """Images for the conditions of a batch, as data has them; of the request count sampler, steps, guidance, eta and seed.
+
+        Raises: ValueError on what the model cannot do.
+        """
+        count = len(batch["index"])
+        request = self.filled(request.replace(n=count))
+        for step in self._sampled(request.each(), self._denoise(batch, request), self._padded((self.size, self.size))):
+            last = step
+            yield step
+        yield Drawn(self.decode(last.x)[:, : self.size, : self.size], request.each(), count, count)
+
     def stream(self, request: SampleRequest, start: int = 0, stop: int | None = None) -> Iterator[Step]:
         """Steps of images start..stop, in latent space; stop iterating to cancel. Raises: ValueError on what the model cannot do."""
-        request = self.resolve(request)
-        prompts = request.prompts()[start:stop]
-        assert request.size is not None
-        assert request.steps is not None
-        assert request.sampler is not None
-        first_stage, process = self.model.first_stage, self.model.process
-        latent = (len(prompts), first_stage.channels, *(side // first_stage.factor for side in request.size))
-        seeds = [request.seed + start + i for i in range(len(prompts))]
-        timesteps = process.timesteps(request.steps, self.defaults.spacing)
-        options = {} if request.eta is None else {"eta": request.eta}
-        denoise = self._denoise(request, prompts)
-        x = randn_like_per_image("start", seeds)(torch.empty(latent, device=self.device))
-        yield from SAMPLERS[request.sampler](denoise, x, process, timesteps, randn_like_per_image("ancestral", seeds), **options)
+        request, pictures = self._resolved(request)
+        yield from self._steps(request.each()[start:stop], pictures)
 
     def resolve(self, request: SampleRequest) -> SampleRequest:
         """The request with the model's defaults filled in. Raises: ValueError for what this model cannot do, before anything is drawn."""
-        takes = self._fields()
-        if beyond := sorted(takes.keys() - {"text", "label"}):
-            raise ValueError(f"{beyond[0]}: this model needs it, and no request can carry it yet: use model.condition in Python")
-        for name, field in (("prompt", "text"), ("negative_prompt", "text"), ("label", "label")):
-            if getattr(request, name) is not None and field not in takes:
-                what = {"text": "text", "label": "class"}[field]
-                raise ValueError(f"{name}: this model takes no {what}; it takes {', '.join(sorted(takes)) or 'no condition'}")
-        sampler, guidance = request.sampler or self.defaults.sampler, request.guidance
+        return self._resolved(request)[0]
+
+    def _resolved(self, request: SampleRequest) -> tuple[SampleRequest, Pictures]:
+        check_conditions(self.model, request)
+        pictures = read_pictures(self.model, request, (self.size, self.size), self.depth)
+        return self.filled(request.replace(size=pictures.size)), pictures
+
+    def filled(self, request: SampleRequest) -> SampleRequest:
+        """The settings of sampling, as the model has them where the request says nothing; conditions are not looked at.
+
+        Raises: ValueError for settings that are not possible.
+        """
+        size, sampler, guidance = request.size or (self.size, self.size), request.sampler or self.defaults.sampler, request.guidance
         if request.eta is not None and sampler != "ddim":
             raise ValueError(f"eta: {request.eta} belongs to the sampler ddim (ddpm is ddim with eta 1), not to {sampler}: leave it out")
+        guided = any(droppable(conditioner) for conditioner in self._conditioners())
         if guidance is None:
-            guidance = self.defaults.guidance if all(takes.values()) and takes else 1.0
-        if guidance != 1 and not takes:
-            raise ValueError(f"guidance: {guidance} needs a condition to guide towards, and this model takes none: leave it out")
+            guidance = self.defaults.guidance if guided else 1.0
+        if guidance != 1 and not guided:
+            raise ValueError(f"guidance: {guidance} needs a condition to guide towards that the model can do without: leave it out")
         if guidance == 1 and request.negative_prompt is not None:
             raise ValueError("negative_prompt: without guidance it has no effect: give a guidance above 1")
-        request = request.replace(
-            sampler=sampler, steps=request.steps or self.defaults.steps, guidance=guidance, size=request.size or (self.size, self.size)
-        )
-        assert request.steps is not None
-        self.model.process.timesteps(request.steps, self.defaults.spacing)
+        if min(size) < 1:
+            raise ValueError(f"size: {size[1]} x {size[0]} has no pixels: give 1 or more")
+        strength = 0.6 if request.strength is None and request.image is not None and request.mask is None else request.strength
+        steps = request.steps or self.defaults.steps
+        self.model.process.timesteps(steps, self.defaults.spacing)
+        return request.replace(sampler=sampler, steps=steps, guidance=guidance, size=size, strength=strength)
+
+    def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The next size that the networks can halve as often as they do."""
         multiple = self.model.first_stage.factor * self.model.unet.config.factors[-1]
-        for name, side in zip(("height", "width"), request.size or (), strict=True):
-            if side < 1 or side % multiple:
-                raise ValueError(f"size: {name} {side} is not possible with this model: use a multiple of {multiple}")
-        return request
+        height, width = (-(-side // multiple) * multiple for side in size)
+        return height, width
 
-    def _fields(self) -> dict[str, bool]:
-        """Which conditions the model takes, and of each whether it also knows "no condition", which guidance needs."""
-        return {
-            conditioner.field: not isinstance(conditioner, LabelConditioner) or conditioner.config.null
-            for conditioner in self.model.conditioners
-            if isinstance(conditioner, Conditioner)
-        }
+    def _conditioners(self) -> list[Conditioner]:
+        return [conditioner for conditioner in self.model.conditioners if isinstance(conditioner, Conditioner)]
 
-    def _denoise(self, request: SampleRequest, prompts: list[str | None]) -> Denoise:
-        """The model closed over condition and guidance; without a prompt or label it is the model's own "no condition"."""
-        batch: Batch = {"text": [prompt or "" for prompt in prompts], "index": torch.arange(len(prompts))}
-        everywhere = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
-        for conditioner in self.model.conditioners:
-            if isinstance(conditioner, LabelConditioner):
-                index = 0 if request.label is None else conditioner.index(request.label)
-                batch["label"] = torch.full((len(prompts),), index, device=self.device)
-                batch = conditioner.drop(batch, everywhere) if request.label is None else batch
+    @torch.no_grad()
+    def _steps(self, each: list[SampleRequest], pictures: Pictures) -> Iterator[Step]:
+        """The steps of resolved requests that differ in prompt and noise only."""
+        padded = self._padded(pictures.size)
+        batch = conditions_of(self.model, each[0], pictures, padded, [one.prompt if isinstance(one.prompt, str) else None for one in each])
+        z = None if each[0].strength is None else self.model.encode(batch["image"].to(self.device))
+        yield from self._sampled(each, self._denoise(batch, each[0]), padded, z)
+
+    @torch.no_grad()
+    def _sampled(
+        self, each: list[SampleRequest], denoise: Denoise, padded: tuple[int, int], z: Float[Tensor, "b z h w"] | None = None
+    ) -> Iterator[Step]:
+        """The sampler's steps from the requests' own noise, or from the noised latents ``z`` after 1 - strength of the steps."""
+        request, process, first_stage = each[0], self.model.process, self.model.first_stage
+        assert request.steps is not None
+        assert request.sampler is not None
+        timesteps = process.timesteps(request.steps, self.defaults.spacing)
+        x = self._start((len(each), first_stage.channels, *(side // first_stage.factor for side in padded)), each)
+        if z is not None:
+            assert request.strength is not None
+            timesteps = timesteps[-1 - max(1, round(request.strength * request.steps)) :]
+            x = process.add_noise(z, x, torch.full((len(each),), timesteps[0], device=self.device))
+        options = {} if request.eta is None else {"eta": request.eta}
+        ancestral = randn_like_per_image("ancestral", [one.seed for one in each])
+        yield from SAMPLERS[request.sampler](denoise, x, process, timesteps, ancestral, **options)
+
+    def _start(self, shape: tuple[int, ...], each: list[SampleRequest]) -> Float[Tensor, "b z h w"]:
+        """Each image's first noise; between two seeds on the arc that keeps its variance (slerp)."""
+        empty = torch.empty(shape, device=self.device)
+        x = randn_like_per_image("start", [one.seed for one in each])(empty)
+        if each[0].to_seed is None:
+            return x
+        other = randn_like_per_image("start", [each[0].to_seed] * len(each))(empty)
+        angle = torch.tensor([(one.position or 0.0) * math.pi / 2 for one in each], device=self.device).view(-1, 1, 1, 1)
+        return angle.cos() * x + angle.sin() * other
+
+    def _denoise(self, batch: Batch, request: SampleRequest) -> Denoise:
+        """The model closed over a batch's condition and guidance."""
         cond = self.model.condition(batch)
 
         def predict(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -171,18 +174,27 @@ class Pipeline:
         assert request.guidance is not None
         if request.guidance == 1:
             return lambda x_t, t: predict(x_t, t, cond)
-        none = batch
-        for conditioner in self.model.conditioners:
-            assert isinstance(conditioner, Conditioner)
-            none = conditioner.drop(none, everywhere)
+        none, everywhere = batch, torch.ones(len(batch["index"]), dtype=torch.bool)
+        for conditioner in self._conditioners():
+            none = conditioner.drop(none, everywhere) if droppable(conditioner) else none
         if request.negative_prompt is not None:
-            none["text"] = [request.negative_prompt] * len(prompts)
+            none = {**none, "text": [request.negative_prompt] * len(everywhere)}
         return classifier_free(predict, cond, self.model.condition(none), request.guidance)
 
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "b z h w"]) -> Shaped[np.ndarray, "b h w c"]:
         """Pixels of latents, in the depth of the training data."""
         return from_tensor(self.model.first_stage.decode(z), self.depth)
+
+    def _finished(self, z: Float[Tensor, "b z h w"], request: SampleRequest, pictures: Pictures) -> Shaped[np.ndarray, "b h w c"]:
+        """Pixels in the size asked for; outside a hole the given ones, byte for byte; enlarged ones moved onto what they came from."""
+        pixels = self.decode(z)[:, : pictures.size[0], : pictures.size[1]]
+        if pictures.low_res is not None and request.back_projection:
+            factor = pictures.size[0] // pictures.low_res.shape[0]
+            pixels = np.stack([back_project(image, pictures.low_res, factor, request.back_projection) for image in pixels])
+        if pictures.hole is not None and pictures.image is not None:
+            pixels = np.where(pictures.hole[..., None], pixels, pictures.image)
+        return np.ascontiguousarray(pixels)
 
 
 def load_model(name: Path | str) -> LatentDiffusion:
@@ -208,37 +220,3 @@ def picture(pixels: Shaped[np.ndarray, "h w c"], request: SampleRequest) -> Imag
     image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     image.info.update(settings(request))
     return image
-
-
-def settings(request: SampleRequest) -> dict[str, str]:
-    """What is written into an image of a resolved request: ours as JSON in plain ASCII, and the text other tools read."""
-    return {
-        "latentworks": json.dumps(request.model_dump(mode="json", exclude_none=True, exclude={"batch"})),
-        "parameters": _parameters(request),
-    }
-
-
-def _parameters(request: SampleRequest) -> str:
-    """The text other tools read from PNGs (AUTOMATIC1111's ``parameters``)."""
-    size = request.size or (0, 0)
-    negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
-    return (
-        f"{request.prompt or ''}{negative}\nSteps: {request.steps}, Sampler: {request.sampler}, CFG scale: {request.guidance}, "
-        f"Seed: {request.seed}, Size: {size[1]}x{size[0]}"
-    )
-
-
-def settings_png(image: Image.Image) -> PngInfo:
-    """The PNG text chunks for an image of `Pipeline`."""
-    info = PngInfo()
-    for key in ("parameters", "latentworks"):
-        if key in image.info:
-            info.add_itxt(key, image.info[key])
-    return info
-
-
-def settings_of(image: Image.Image) -> SampleRequest:
-    """The request an image was drawn from. Raises: ValueError if it carries none."""
-    if "latentworks" not in image.info:
-        raise ValueError("this image carries no settings of ours (PNG text 'latentworks')")
-    return SampleRequest.parse(json.loads(image.info["latentworks"]))

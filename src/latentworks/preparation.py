@@ -4,22 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 
 from latentworks.checkpoints.native import load_folder
 from latentworks.checkpoints.resolve import resolve_model
 from latentworks.checkpoints.start import start_from
-from latentworks.conditioners import (
-    Conditioner,
-    ConditionerConfig,
-    FrozenTextConditioner,
-    FrozenTextConfig,
-    LabelConfig,
-    TextConfig,
-    build_conditioner,
-    train_tokenizer,
-)
-from latentworks.data.dataset import ImageDataset
+from latentworks.completion import complete, extras_of, needs_of
+from latentworks.conditioners import FrozenTextConditioner
+from latentworks.data.dataset import Extras, ImageDataset
 from latentworks.data.latents import LatentDataset, weights_digest
 from latentworks.data.sources import FolderSource
 from latentworks.data.text_features import TextFeatures
@@ -64,7 +55,7 @@ class Prepared:
 def prepare(request: RunRequest) -> Prepared:
     """Raises: ValueError in one line for everything that cannot work, before anything is written."""
     recipe, notes = request.recipe, list[str]()
-    source = FolderSource(request.data, split="train", channels=recipe.data.channels, captioned_only=_reads_text(recipe))
+    source = FolderSource(request.data, split="train", channels=recipe.data.channels, needs=needs_of(recipe))
     recipe = recipe.replace(data=recipe.data.replace(channels=source.channels, depth=source.dtype.name).model_dump())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
@@ -79,13 +70,16 @@ def prepare(request: RunRequest) -> Prepared:
         objective = build_objective(recipe, model)
     if request.from_model is not None:
         notes += _start_from(model, request.from_model)
-    images = ImageDataset(source, recipe.data, seed=recipe.train.seed)
+    extras = extras_of(recipe.conditioners) if isinstance(recipe, DiffusionRecipe) else Extras()
+    images = ImageDataset(source, recipe.data, seed=recipe.train.seed, extras=extras)
+    if extras.boxes and (crowded := sum(len(entry.boxes or ()) > extras.boxes for entry in source.entries)):
+        notes.append(f"{crowded} images have more than {extras.boxes} boxes: of each the smallest are left out")
     latents = None
     if isinstance(recipe, DiffusionRecipe):
         assert isinstance(model, LatentDiffusion)
         features = _features(model, source, request.cache)
         latents = LatentDataset(model.first_stage, images, request.cache, recipe.variants, text_features=features)
-    return Prepared(recipe, model, objective, images, latents, _held_out(request, recipe, notes), notes)
+    return Prepared(recipe, model, objective, images, latents, _held_out(request, recipe, extras, notes), notes)
 
 
 def load_first_stage(name: Path | str) -> FirstStage:
@@ -107,10 +101,6 @@ def _start_from(model: FirstStage | LatentDiffusion, name: Path | str) -> list[s
     if len(stages) > 1:
         notes.append(f"the first stage is not the one {name} was trained with: its latents have to be learned anew")
     return notes
-
-
-def _reads_text(recipe: Recipe) -> bool:
-    return isinstance(recipe, DiffusionRecipe) and any(isinstance(c, TextConfig | FrozenTextConfig) for c in recipe.conditioners)
 
 
 def _fit_first_stage(recipe: FirstStageRecipe, channels: int, notes: list[str]) -> FirstStageRecipe:
@@ -145,11 +135,8 @@ def _diffusion(recipe: DiffusionRecipe, request: RunRequest, source: FolderSourc
     multiple = first_stage.factor * recipe.unet.factors[-1]
     for side in (recipe.data.out_size, recipe.data.size):
         _check_side("data.size", side, multiple)
-    conditioners, configs = [], []
-    for index, config in enumerate(recipe.conditioners):
-        conditioner = _conditioner(config, index, request, source)
-        conditioners.append(conditioner)
-        configs.append(conditioner.config.model_dump())  # type: ignore[operator,union-attr]
+    conditioners = [complete(config, i, source, first_stage, request.from_model) for i, config in enumerate(recipe.conditioners)]
+    configs = [conditioner.config.model_dump() for conditioner in conditioners]  # type: ignore[operator,union-attr]
     recipe = recipe.replace(first_stage=first_stage.config.model_dump(), conditioners=configs)  # type: ignore[union-attr,operator]
     return recipe, build_diffusion(recipe, first_stage, conditioners)
 
@@ -161,29 +148,6 @@ def _check_side(field: str, side: int, multiple: int) -> None:
         raise ValueError(f"{field}: {side} is not divisible by {multiple}, the factor by which the networks reduce images: use {near}")
 
 
-def _conditioner(config: ConditionerConfig, index: int, request: RunRequest, source: FolderSource) -> Conditioner:
-    """A conditioner of a config with the data's classes or vocabulary; a fine-tuned model keeps its own vocabulary."""
-    if isinstance(config, LabelConfig):
-        if not source.classes:
-            raise ValueError(f"{request.data} has no classes: give one sub-folder for each class, or a label in metadata.jsonl")
-        return build_conditioner(config.replace(classes=len(source.classes), names=source.classes))
-    if not isinstance(config, TextConfig | FrozenTextConfig):
-        raise ValueError(
-            f"conditioners.{index}.kind: {config.kind} cannot be trained from a folder yet, which gives captions and classes: "
-            "use label, text or frozen_text"
-        )
-    if not any(entry.text for entry in source.entries):
-        raise ValueError(f"{request.data} has no captions: give a .txt beside each image, or a text in metadata.jsonl")
-    if isinstance(config, FrozenTextConfig):
-        return build_conditioner(config)
-    if request.from_model is not None:
-        asset = resolve_model(request.from_model) / "conditioners" / str(index) / "tokenizer.json"
-        if asset.is_file():
-            return build_conditioner(config, {"tokenizer.json": asset.read_text(encoding="utf-8")})
-    tokenizer: Tokenizer = train_tokenizer((text for entry in source.entries for text in entry.text), config.vocabulary)
-    return build_conditioner(config, {"tokenizer.json": tokenizer.to_str()})
-
-
 def _features(model: LatentDiffusion, source: FolderSource, cache: Path) -> TextFeatures | None:
     """A frozen text encoder's outputs are cached too."""
     frozen = [c for c in model.conditioners if isinstance(c, FrozenTextConditioner)]
@@ -193,10 +157,10 @@ def _features(model: LatentDiffusion, source: FolderSource, cache: Path) -> Text
     return TextFeatures(frozen[0].features, f"{weights_digest(frozen[0].encoder)} {frozen[0].config.length}", captions, cache)
 
 
-def _held_out(request: RunRequest, recipe: Recipe, notes: list[str]) -> ImageDataset | None:
+def _held_out(request: RunRequest, recipe: Recipe, extras: Extras, notes: list[str]) -> ImageDataset | None:
     try:
-        source = FolderSource(request.data, split="held_out", channels=recipe.data.channels, captioned_only=_reads_text(recipe))
+        source = FolderSource(request.data, split="held_out", channels=recipe.data.channels, needs=needs_of(recipe))
     except ValueError as error:
         notes.append(f"nothing is held out, so there is no best model, only the last ({error})")
         return None
-    return ImageDataset(source, recipe.plain, seed=recipe.train.seed)
+    return ImageDataset(source, recipe.plain, seed=recipe.train.seed, extras=extras)

@@ -1,11 +1,12 @@
 """The words every part shares: a batch of data, a condition in its three routes, a denoiser and a sampling step."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Required, TypedDict
+from typing import NamedTuple, Required
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
 __all__ = ["Batch", "Box", "Cond", "Denoise", "Gives", "Predict", "RandnLike", "Step"]
 

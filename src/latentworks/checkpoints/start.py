@@ -17,9 +17,12 @@ def start_from(model: FirstStage | LatentDiffusion, other: FirstStage | LatentDi
     """Copy ``other``'s weights (``recipe`` is its own) into ``model``, in place; a line for each thing that is not simply copied.
 
     Input channels of the UNet that ``other`` lacks start at zero, so that the new condition is at first without effect. A conditioner that
-    only one of them has starts at random, or is left out. The first stage of a latent diffusion model is the one it was built with.
+    only one of them has starts at random, or is left out. The first stage of a latent diffusion model is the one it was built with; a
+    first stage may start from that of a latent diffusion model.
     Raises: ValueError naming every other mismatch, before anything is copied.
     """
+    if isinstance(model, FirstStage) and isinstance(other, LatentDiffusion):
+        other = other.first_stage
     if isinstance(model, LatentDiffusion) != isinstance(other, LatentDiffusion):
         raise ValueError(f"--from: {recipe.name} is a {recipe.kind} model, but another kind is to be trained: give one of the same kind")
     skip = "first_stage." if isinstance(model, LatentDiffusion) else ("mean", "std")

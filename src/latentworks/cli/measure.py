@@ -61,8 +61,9 @@ def _begin(
     from latentworks.metrics.evaluate import evaluate_first_stage, evaluate_model
     from latentworks.metrics.reference import reference_images
     from latentworks.model import LatentDiffusion
-    from latentworks.pipeline import Pipeline, SampleRequest
+    from latentworks.pipeline import Pipeline
     from latentworks.recipe import DiffusionRecipe
+    from latentworks.request import SampleRequest
 
     request = SampleRequest.parse(drawing)
     splits: dict[str, Split | None] = {"train": "train", "held_out": "held_out", "all": None}

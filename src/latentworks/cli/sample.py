@@ -1,13 +1,15 @@
 """`lw sample` and `lw demo`."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from latentworks.pipeline import Drawn, Pipeline, SampleRequest
+    from latentworks.pipeline import Drawn, Pipeline
+    from latentworks.request import SampleRequest
 
 __all__ = ["demo", "sample"]
 
@@ -30,6 +32,14 @@ def sample(
     n: Annotated[int, typer.Option("-n", help="Images for each prompt.")] = 1,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the images.")] = Path("samples"),
     label: Annotated[str | None, typer.Option(help="Class, by name or number, for models of classes.")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="JSON list of boxes: x, y, width, height (0 to 1), label; for layout models.")] = None,
+    map: Annotated[Path | None, typer.Option(help="Label map, a PNG of numbers or of the model's colours; sets the size.")] = None,
+    upscale: Annotated[Path | None, typer.Option(help="Image to enlarge, of any size.")] = None,
+    back_projection: Annotated[int, typer.Option(help="Steps that make what is enlarged agree with the image it came from.")] = 0,
+    image: Annotated[Path | None, typer.Option(help="Image to inpaint, or to start from.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="What of the image to draw anew: white on black, of the same size.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How much of the image is drawn anew without a mask, 0 to 1; default 0.6.")] = None,
+    to_seed: Annotated[int | None, typer.Option(help="The images lie between the noise of seed and of this one.")] = None,
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
     seed: Annotated[int, typer.Option(help="Image i has seed + i, whatever its neighbours.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; default the model's.")] = None,
@@ -48,12 +58,14 @@ def sample(
     """
     from latentworks.engine import Engine
     from latentworks.output import save_image
-    from latentworks.pipeline import SampleRequest, load
+    from latentworks.pipeline import load
+    from latentworks.request import SampleRequest
 
     request = SampleRequest.parse(
         {
             "prompt": tuple(prompt) if prompt else None, "n": n, "label": label, "negative_prompt": negative, "seed": seed, "steps": steps,
-            "guidance": guidance, "sampler": sampler, "eta": eta, "size": _size(size), "batch": batch,
+            "guidance": guidance, "sampler": sampler, "eta": eta, "size": _size(size), "batch": batch, "boxes": _boxes(boxes), "map": map,
+            "upscale": upscale, "back_projection": back_projection, "image": image, "mask": mask, "strength": strength, "to_seed": to_seed,
         }
     )  # fmt: skip
     pipeline = load(model, Engine.parse({"device": device, "precision": precision}))
@@ -71,7 +83,8 @@ def demo(
     """
     from latentworks.grids import save_sheet, sheet
     from latentworks.output import save_image
-    from latentworks.pipeline import SampleRequest, load, picture
+    from latentworks.pipeline import load, picture
+    from latentworks.request import SampleRequest
 
     pipeline = load(DEMO)
     pictures, captions = [], []
@@ -96,6 +109,19 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if not width.isdecimal() or not (height or width).isdecimal():
         raise ValueError(f"--size {text!r}: write pixels as 64 or WIDTHxHEIGHT, e.g. 96x64")
     return int(height or width), int(width)
+
+
+def _boxes(path: Path | None) -> list[dict[str, Any]] | None:
+    """The boxes of a JSON file. Raises: ValueError naming it."""
+    if path is None:
+        return None
+    try:
+        boxes = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--boxes {path} cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes):
+        raise ValueError(f'--boxes {path}: write a list such as [{{"x": 0.1, "y": 0.2, "width": 0.5, "height": 0.5, "label": "cat"}}]')
+    return boxes
 
 
 def _with_progress(pipeline: "Pipeline", request: "SampleRequest") -> "Iterator[Drawn]":

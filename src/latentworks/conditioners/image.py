@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from latentworks.conditioners.base import Conditioner, Encode
@@ -23,13 +23,25 @@ __all__ = [
 
 
 class SegmentationConfig(Config):
-    """``stages``: how often the map is halved, from its own size to the latent's. ``channels`` it is joined to the latent as."""
+    """``stages``: how often the map is halved, from its own size to the latent's. ``channels`` it is joined to the latent as.
+
+    ``names`` of the classes and their colours (``palette``, RGB of 0 to 255), in order, if they have any.
+    """
 
     kind: Literal["segmentation"] = "segmentation"
     classes: int = Field(ge=1)
     channels: int = Field(default=3, ge=1)
     stages: int = Field(default=2, ge=0)
     dropout: float = Field(default=0.0, ge=0, le=1)
+    names: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> "SegmentationConfig":
+        for name, given in (("names", self.names), ("palette", self.palette)):
+            if given and len(given) != self.classes:
+                raise ValueError(f"{name}: {len(given)} for {self.classes} classes: give one each, or none")
+        return self
 
 
 class SegmentationConditioner(Conditioner):
@@ -69,15 +81,21 @@ class SegmentationConditioner(Conditioner):
 
 
 class LowResConfig(Config):
-    """``channels`` of the small image."""
+    """``channels`` of the small image, ``factor`` times smaller than the large one, and the ``degradation`` that made it in training.
+
+    ``scale``: how many times it is enlarged (bicubic) to the latent's size; 1 where ``factor`` is the first stage's.
+    """
 
     kind: Literal["low_res"] = "low_res"
     channels: int = Field(default=3, ge=1)
+    factor: int = Field(default=4, ge=1)
+    degradation: Literal["bicubic", "bsr"] = "bicubic"
+    scale: int = Field(default=1, ge=1)
     dropout: float = Field(default=0.0, ge=0, le=1)
 
 
 class LowResConditioner(Conditioner):
-    """Reads ``batch["low_res"]``, an image in [-1, 1] of the latent's size, and gives it as it is. "No condition" is an image of zeros."""
+    """Reads ``batch["low_res"]``, an image in [-1, 1], and gives it in the latent's size. "No condition" is an image of zeros."""
 
     field = "low_res"
 
@@ -88,13 +106,13 @@ class LowResConditioner(Conditioner):
         self.gives = Gives(concat=config.channels)
 
     def forward(self, batch: Batch, encode: Encode) -> Cond:
-        """The image. Raises: ValueError without one, or for another number of channels."""
+        """The image, enlarged ``scale`` times. Raises: ValueError without one, or for another number of channels."""
         if "low_res" not in batch:
-            raise ValueError('low_res: this model is conditioned on small images; give batch["low_res"], in [-1, 1], of the latent\'s size')
+            raise ValueError('low_res: this model is conditioned on small images; give batch["low_res"], in [-1, 1]')
         image = batch["low_res"]
         if image.shape[1] != self.config.channels:
             raise ValueError(f"low_res: it has {image.shape[1]} channels, but this model takes images of {self.config.channels}")
-        return Cond(concat=image)
+        return Cond(concat=F.interpolate(image, scale_factor=self.config.scale, mode="bicubic") if self.config.scale > 1 else image)
 
     def drop(self, batch: Batch, where: Bool[Tensor, " b"]) -> Batch:
         """Zeros where true."""

@@ -1,25 +1,43 @@
 """Batches of images from a source: order, augmentation and captions are functions of (seed, step, index), so nothing has to be saved."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from latentworks.data.degrade import Degradation, degrade
 from latentworks.data.files import CorruptImage
+from latentworks.data.masks import draw_mask
 from latentworks.data.progress import Progress
 from latentworks.data.sources import FolderSource
-from latentworks.data.transforms import PLAIN, Pixels, Preprocess, Variant, to_tensor
-from latentworks.random import generator
-from latentworks.types import Batch
+from latentworks.data.transforms import PLAIN, Pixels, Preprocess, Variant, Window, to_tensor
+from latentworks.random import generator, seed_of
+from latentworks.types import Batch, Box
 
-__all__ = ["ImageDataset", "indices_for"]
+__all__ = ["Extras", "ImageDataset", "indices_for"]
 
 _CHUNK = 64  # images between two reports of progress
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What batches carry beside images, captions and classes, for the conditions of a model; nothing of it by default.
+
+    ``boxes``: at most so many of an image, the largest ones, in an order of their own at each step. ``low_res``: a small version of each
+    image, by which degradation and how many times smaller. ``holes``: a mask, the image's own where one is measured on it and it has one,
+    else drawn anew at each step.
+    """
+
+    boxes: int = 0
+    segmentation: bool = False
+    low_res: tuple[Degradation, int] | None = None
+    holes: bool = False
 
 
 class ImageDataset:
@@ -31,14 +49,21 @@ class ImageDataset:
     """
 
     def __init__(
-        self, source: FolderSource, preprocess: Preprocess, seed: int = 0, captions: Literal["all", "main"] = "all", budget: int = 2**30
+        self,
+        source: FolderSource,
+        preprocess: Preprocess,
+        seed: int = 0,
+        captions: Literal["all", "main"] = "all",
+        budget: int = 2**30,
+        extras: Extras = Extras(),
     ) -> None:
         if preprocess.channels not in (None, source.channels):
             raise ValueError(
                 f"channels: the images have {source.channels}, the settings say {preprocess.channels}: set data.channels={source.channels}"
             )
-        self.source, self.preprocess, self.seed, self.captions = source, preprocess, seed, captions
+        self.source, self.preprocess, self.seed, self.captions, self.extras = source, preprocess, seed, captions, extras
         self.damaged: set[int] = set()  # indices of the files known to be damaged
+        self._damaged_maps: set[str] = set()
         self._images: dict[int, Pixels] = {}
         self._room = budget
         self._has_text = any(entry.text for entry in source.entries)
@@ -50,7 +75,7 @@ class ImageDataset:
     @property
     def skipped(self) -> list[str]:
         """Names of the damaged files met so far."""
-        return [self.source.entries[i].name for i in sorted(self.damaged)]
+        return [*(self.source.entries[i].name for i in sorted(self.damaged)), *sorted(self._damaged_maps)]
 
     def indices_for(self, step: int, batch: int) -> list[int]:
         """The step's samples: every image once an epoch, in an order of its own each epoch."""
@@ -61,8 +86,8 @@ class ImageDataset:
 
         Raises: ValueError when not one image of the source can be read.
         """
-        image = self.images(indices, self._drawn(indices, step))
-        return {"image": image, **self.fields(indices, step)}
+        variants = self._drawn(indices, step)
+        return {"image": self.images(indices, variants), **self.fields(indices, step, variants)}
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Every readable image once, in order and plain."""
@@ -83,15 +108,64 @@ class ImageDataset:
         """One variant of each image, in [-1, 1]."""
         return self._cut([self._readable(i) for i in indices], variants)
 
-    def fields(self, indices: Sequence[int], step: int | None = None) -> Batch:
-        """``index``, ``text`` if any image has captions ("" where one has none), ``label`` if there are classes; no image is read."""
+    def fields(self, indices: Sequence[int], step: int | None = None, variants: Sequence[Variant] | None = None) -> Batch:
+        """``index``, ``text`` if any image has captions ("" where one has none), ``label`` if there are classes, and the `Extras`.
+
+        ``variants``: what is shown of each image, which boxes, maps and small images follow; None: the plain ones. No image is read but for
+        small ones.
+        """
         entries = [self.source.entries[self._stand_in(i)] for i in indices]
         batch: Batch = {"index": torch.tensor(indices)}
         if self._has_text:
             batch["text"] = [self._caption(entry.text, i, step) for entry, i in zip(entries, indices, strict=True)]
         if self._has_label:
             batch["label"] = torch.tensor([entry.label for entry in entries])
+        shown = [PLAIN] * len(indices) if variants is None else variants
+        if self.extras.boxes:
+            batch["boxes"] = [self._boxes(i, step, variant) for i, variant in zip(indices, shown, strict=True)]
+        if self.extras.segmentation:
+            batch["segmentation"] = torch.from_numpy(np.stack([self._labels(i, v) for i, v in zip(indices, shown, strict=True)]))
+        if self.extras.low_res is not None:
+            batch["low_res"] = to_tensor(np.stack([self._small(i, step, v) for i, v in zip(indices, shown, strict=True)]))
+        if self.extras.holes:
+            batch["mask"] = torch.from_numpy(np.stack([self._hole(i, step, v) for i, v in zip(indices, shown, strict=True)]))[:, None]
         return batch
+
+    def _boxes(self, index: int, step: int | None, variant: Variant) -> list[Box]:
+        entry = self.source.entries[self._stand_in(index)]
+        found = self._window(index, variant).boxes(entry.boxes or ())
+        found = sorted(found, key=lambda box: -box["width"] * box["height"])[: self.extras.boxes]
+        if step is not None:
+            np.random.default_rng(seed_of(self.seed, "boxes", step, index)).shuffle(found)
+        return found
+
+    def _labels(self, index: int, variant: Variant) -> Shaped[np.ndarray, "h w"]:
+        """The label map of a variant; one that cannot be read says nothing (-1)."""
+        place, size = self._stand_in(index), self.preprocess.out_size
+        name = self.source.entries[place].segmentation
+        if name is None or name in self._damaged_maps:
+            return np.full((size, size), -1, np.int16)
+        try:
+            labels = self.source.labels(place)
+        except CorruptImage:
+            self._damaged_maps.add(name)
+            return self._labels(index, variant)
+        return self._window(index, variant).labels(labels, size, size)
+
+    def _small(self, index: int, step: int | None, variant: Variant) -> Pixels:
+        assert self.extras.low_res is not None
+        kind, factor = self.extras.low_res
+        square = self.preprocess.cut(self._readable(index), variant)
+        return degrade(kind, square, factor, np.random.default_rng(seed_of(self.seed, "degradation", str(step), index)))
+
+    def _hole(self, index: int, step: int | None, variant: Variant) -> Bool[np.ndarray, "h w"]:
+        place, size = self._stand_in(index), self.preprocess.out_size
+        if step is None and self.source.entries[place].mask is not None:
+            return self._window(index, variant).labels(self.source.hole(place), size, size)
+        return draw_mask(size, size, np.random.default_rng(seed_of(self.seed, "hole", str(step), index)))
+
+    def _window(self, index: int, variant: Variant) -> Window:
+        return self.preprocess.window(*self.source.sizes[self.source.entries[self._stand_in(index)].name], variant)
 
     def _drawn(self, indices: Sequence[int], step: int | None) -> list[Variant]:
         if step is None or not self.preprocess.varied:

@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["SUFFIXES", "CorruptImage", "Header", "read_header", "read_image", "read_labels"]
+__all__ = ["SUFFIXES", "CorruptImage", "Header", "as_hole", "read_header", "read_image", "read_labels"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".npy")
 """The files taken for images, in upper or lower case."""
@@ -59,6 +59,11 @@ def read_image(path: Path) -> np.ndarray:
 def read_labels(path: Path) -> np.ndarray:
     """The values ``h w`` of a label map or mask as they are stored: of a palette the indices, not the colours. Raises: CorruptImage."""
     return _guarded(path, _read_labels)
+
+
+def as_hole(values: np.ndarray) -> np.ndarray:
+    """A mask as it is stored, 0 and 1 or 0 and 255 -> booleans, true where the hole is: what is brighter than half."""
+    return values > (0 if values.max() <= 1 else 127)
 
 
 def _read_labels(path: Path) -> np.ndarray:

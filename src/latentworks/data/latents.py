@@ -91,8 +91,12 @@ class LatentDataset:
         """``raw`` float32 and what `ImageDataset.fields` gives. Raises: ValueError when the cache is not filled."""
         if self._raw is None:
             raise ValueError(f"the latent cache is empty: fill {self.folder} first (lw encode)")
-        rows = self._raw[[i * self.variants + self.drawn(i, step) for i in indices]]
-        batch: Batch = {"raw": torch.from_numpy(np.asarray(rows, np.float32)), **self.dataset.fields(indices, step)}
+        drawn = [self.drawn(i, step) for i in indices]
+        variants = [self.variant(i, k) for i, k in zip(indices, drawn, strict=True)]
+        rows = self._raw[[i * self.variants + k for i, k in zip(indices, drawn, strict=True)]]
+        batch: Batch = {"raw": torch.from_numpy(np.asarray(rows, np.float32)), **self.dataset.fields(indices, step, variants)}
+        if self.dataset.extras.holes:  # what is around a hole is the condition, encoded anew
+            batch["image"] = self.dataset.images(indices, variants)
         if self.text_features is not None and "text" in batch:
             batch["text_features"] = self.text_features(batch["text"])
         return batch

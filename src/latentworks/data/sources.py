@@ -2,15 +2,22 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from latentworks.data.files import CorruptImage, Header, read_header, read_image
+from latentworks.data.files import CorruptImage, Header, as_hole, read_header, read_image, read_labels
 from latentworks.data.listing import Entry, Listing, Split, list_folder
 
-__all__ = ["Entry", "FolderSource", "Sample", "convert_channels", "convert_depth"]
+__all__ = ["VOID", "Entry", "FolderSource", "Need", "Sample", "convert_channels", "convert_depth"]
+
+Need = Literal["text", "boxes", "segmentation"]
+"""What a folder may say of an image, and a model may need to know."""
+
+VOID = 255
+"""The value of a label map's pixels that belong to no class, as in Pascal VOC and Cityscapes."""
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow
 
@@ -27,24 +34,27 @@ class Sample(NamedTuple):
 class FolderSource:
     """The images of a folder, or of one part of it; see `list_folder` for how captions, classes and the split are found.
 
-    ``channels``: convert every image to that many; None: they must agree. Depths that differ are widened. ``captioned_only`` leaves
-    images without a caption out. Raises: ValueError if the folder is missing, empty, contradicts itself, or mixes channel counts.
+    ``channels``: convert every image to that many; None: they must agree. Depths that differ are widened. ``needs`` leaves images out of
+    which the folder does not say that. ``classes`` are of whole images, ``categories`` of objects in boxes; ``sizes``: height and width of
+    each image that has a header. Raises: ValueError if the folder is missing, empty, contradicts itself, or mixes channel counts.
     """
 
-    def __init__(self, path: Path, split: Split | None = None, channels: int | None = None, captioned_only: bool = False) -> None:
+    def __init__(self, path: Path, split: Split | None = None, channels: int | None = None, needs: Collection[Need] = ()) -> None:
         if split not in (None, "train", "held_out"):
             raise ValueError(f"split {split!r} must be train, held_out or None")
         listing = list_folder(path)
         if listing.problems:
             raise ValueError(_first(listing))
-        self.path, self.split, self.classes = path, split, listing.classes
-        usable = [entry for entry in listing.entries if entry.text or not captioned_only]
+        self.path, self.split, self.classes, self.categories = path, split, listing.classes, listing.categories
+        usable = [entry for entry in listing.entries if all(_says(entry, need) for need in needs)]
         counts = Counter(entry.split for entry in usable)
         self.counts: dict[Split, int] = {"train": counts["train"], "held_out": counts["held_out"]}
         self.entries = [entry for entry in usable if split in (None, entry.split)]
         if not self.entries:
-            raise ValueError(f"{path} has no {_wanted(split, captioned_only)}")
+            missing = [need for need in needs if not any(_says(entry, need) for entry in listing.entries)]
+            raise ValueError(f"{path} has no {_wanted(split, missing)}")
         headers = _headers(path, listing.entries)  # of every part, so that all parts agree
+        self.sizes = {name: (header.height, header.width) for name, header in headers.items()}
         self.channels = _channels(path, headers, channels)
         self.dtype: np.dtype[Any] = np.result_type(*(h.dtype for h in headers.values())) if headers else np.dtype(np.uint8)
 
@@ -56,6 +66,24 @@ class FolderSource:
         entry = self.entries[index]
         image = convert_depth(convert_channels(read_image(self.path / entry.name), self.channels), self.dtype)
         return Sample(entry.name, image, entry.text, entry.label)
+
+    def labels(self, index: int) -> np.ndarray:
+        """The label map ``h w`` of an image, `VOID` as -1. Raises: CorruptImage naming the file, also where its size is not the image's."""
+        values = self._beside(index, self.entries[index].segmentation).astype(np.int16)
+        return np.where(values == VOID, np.int16(-1), values)
+
+    def hole(self, index: int) -> np.ndarray:
+        """The mask ``h w`` of an image, true where its hole is. Raises: as `labels`."""
+        return as_hole(self._beside(index, self.entries[index].mask))
+
+    def _beside(self, index: int, name: str | None) -> np.ndarray:
+        """A map of one number a pixel that belongs to an image."""
+        if name is None:
+            raise ValueError(f"{self.entries[index].name} has no such file beside it")
+        values, size = read_labels(self.path / name), self.sizes.get(self.entries[index].name)
+        if size not in (None, values.shape):
+            raise CorruptImage(self.path / name, f"its size {values.shape} (height, width) is not that of its image, {size}")
+        return values
 
     def fingerprint(self) -> str:
         """A hash that changes whenever a pixel may have: of names, sizes and times of the files, channels and depth; not of captions."""
@@ -105,10 +133,20 @@ def _first(listing: Listing) -> str:
     return listing.problems[0] + (f" (and {more} more: `lw data check` lists them)" if more else "")
 
 
-def _wanted(split: Split | None, captioned_only: bool) -> str:
+def _says(entry: Entry, need: Need) -> bool:
+    return bool(entry.text) if need == "text" else getattr(entry, need) is not None
+
+
+def _wanted(split: Split | None, missing: list[Need]) -> str:
     """What an empty source lacks, and the way out."""
-    if captioned_only:
-        return f"{split + ' ' if split else ''}image with a caption; add .txt files of the same stem, or metadata.jsonl"
+    part = f"{split} " if split else ""
+    match missing[:1]:
+        case ["text"]:
+            return f"{part}image with a caption; add .txt files of the same stem, or metadata.jsonl"
+        case ["boxes"]:
+            return f"{part}image with boxes; add COCO's instances.json, or YOLO's .txt in a folder labels beside images"
+        case ["segmentation"]:
+            return f"{part}image with a label map; add PNGs of the same names in a folder labels beside images"
     if split == "held_out":
         return "held_out image; give at least 20 images, or the split yourself: folders train and test, or metadata.jsonl"
     return "train image; all are held out by folders or metadata.jsonl"

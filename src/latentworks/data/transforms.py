@@ -1,5 +1,6 @@
 """From pixels of any size, depth and channel count to squares in [-1, 1] and back: resize, crop, flip."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
@@ -12,8 +13,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from latentworks.config import Config
+from latentworks.types import Box
 
-__all__ = ["PLAIN", "Pixels", "Preprocess", "Variant", "from_tensor", "resize_shorter", "to_tensor"]
+__all__ = ["PLAIN", "Pixels", "Preprocess", "Variant", "Window", "from_tensor", "resize", "resize_shorter", "to_tensor"]
 
 Pixels = Shaped[np.ndarray, "h w c"]
 """An image as it is stored: uint8 or uint16, or float32 in [0, 1]."""
@@ -29,6 +31,37 @@ class Variant(NamedTuple):
 
 PLAIN = Variant(0.5, 0.5)
 """The centre, not mirrored."""
+
+
+class Window(NamedTuple):
+    """The part of an image that a variant shows: upper left corner and size relative to the image's sides, and whether it is mirrored."""
+
+    y: float
+    x: float
+    height: float
+    width: float
+    flip: bool = False
+
+    def boxes(self, boxes: Sequence[Box], visible: float = 0.25) -> list[Box]:
+        """Boxes as they lie in this part, cut at its edges; those of which less than the share ``visible`` is in it are left out."""
+        found: list[Box] = []
+        for box in boxes:
+            left, top = max((box["x"] - self.x) / self.width, 0.0), max((box["y"] - self.y) / self.height, 0.0)
+            right = min((box["x"] + box["width"] - self.x) / self.width, 1.0)
+            bottom = min((box["y"] + box["height"] - self.y) / self.height, 1.0)
+            area = box["width"] * box["height"] / (self.width * self.height)
+            if right > left and bottom > top and (right - left) * (bottom - top) >= visible * area:
+                x = 1 - right if self.flip else left
+                found.append({**box, "x": x, "y": top, "width": right - left, "height": bottom - top})
+        return found
+
+    def labels(self, labels: Shaped[np.ndarray, "h w"], height: int, width: int) -> Shaped[np.ndarray, "height width"]:
+        """A label map as it lies in this part, in so many pixels: of each the value at its centre."""
+        rows, columns = (
+            np.minimum(((start + (np.arange(count) + 0.5) / count * share) * side).astype(np.intp), side - 1)
+            for start, share, count, side in zip(self[:2], self[2:4], (height, width), labels.shape, strict=True)
+        )
+        return np.asarray(labels[rows[:, None], columns[:: -1 if self.flip else 1][None]])
 
 
 class Preprocess(Config):
@@ -85,29 +118,43 @@ class Preprocess(Config):
         square = image[y : y + size, x : x + size]
         return square[:, ::-1] if variant.flip else square
 
+    def window(self, height: int, width: int, variant: Variant = PLAIN) -> Window:
+        """The part of an image of that size which `cut` of `fit` shows."""
+        place = variant if self.crop == "random" else PLAIN
+        resized = _resized(height, width, self.size)
+        y, x = (int(at * (side - self.out_size + 1)) / side for at, side in zip(place[:2], resized, strict=True))
+        return Window(y, x, self.out_size / resized[0], self.out_size / resized[1], variant.flip)
+
     def apply(self, image: Pixels, variant: Variant = PLAIN) -> Float[Tensor, "c h w"]:
         """One variant of one image, in [-1, 1]."""
         return to_tensor(self.cut(self.fit(image), variant)[None])[0]
 
 
 def resize_shorter(image: Pixels, size: int) -> Pixels:
-    """The shorter side becomes ``size`` by Pillow's antialiased bicubic filter, each channel for itself; the depth stays.
+    """The shorter side becomes ``size``, see `resize`. The image itself if its size is right already."""
+    target = _resized(image.shape[0], image.shape[1], size)
+    return image if target == image.shape[:2] else resize(image, *target)
 
-    Deeper than 8 bits is filtered in float32. The image itself if its size is right already.
+
+def resize(image: Pixels, height: int, width: int) -> Pixels:
+    """To ``height`` x ``width`` by Pillow's antialiased bicubic filter, each channel for itself; the depth stays.
+
+    Deeper than 8 bits is filtered in float32.
     """
-    height, width = image.shape[:2]
-    short = min(height, width)
-    if short == size:
-        return image
-    target = (round(width * size / short), round(height * size / short))
     kept = image.dtype if image.dtype == np.uint8 else np.dtype(np.float32)
     channels = [Image.fromarray(np.ascontiguousarray(image[..., c], kept)) for c in range(image.shape[2])]
-    resized = np.stack([np.asarray(channel.resize(target, Image.Resampling.BICUBIC)) for channel in channels], axis=-1)
+    resized = np.stack([np.asarray(channel.resize((width, height), Image.Resampling.BICUBIC)) for channel in channels], axis=-1)
     if image.dtype == np.uint8:
         return resized
     whole = np.issubdtype(image.dtype, np.integer)
     # the filter's negative lobes overshoot at edges
     return (np.rint(resized) if whole else resized).clip(0, _largest(image.dtype)).astype(image.dtype)
+
+
+def _resized(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width once the shorter one is ``size``."""
+    short = min(height, width)
+    return round(height * size / short), round(width * size / short)
 
 
 def to_tensor(images: Shaped[np.ndarray, "b h w c"]) -> Float[Tensor, "b c h w"]:

@@ -1,7 +1,6 @@
 """Measuring a whole model: a first stage by what it loses of images, a latent diffusion model by the images it draws."""
 
 from collections.abc import Generator, Iterator
-from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +13,10 @@ from latentworks.metrics.distances import bootstrap, frechet_distance, interval,
 from latentworks.metrics.features import FeatureNetwork, collect, extract
 from latentworks.metrics.measurement import Evaluation, Measurement, Progress
 from latentworks.metrics.reconstruction import reconstruct
-from latentworks.metrics.reference import Condition, Reference, conditions
-from latentworks.pipeline import Drawn, Pipeline, SampleRequest
+from latentworks.metrics.reference import Reference, conditions
+from latentworks.pipeline import Drawn, Pipeline
+from latentworks.request import SampleRequest
+from latentworks.types import Batch
 
 __all__ = ["evaluate_first_stage", "evaluate_model"]
 
@@ -53,7 +54,7 @@ def evaluate_model(
     images, the distances of real ones to the reference: what a perfect model would reach. ``resamples``: of a 95 % bootstrap interval of
     the Fréchet distance (0: none). Raises: ValueError for too few images, or conditions that the reference does not have.
     """
-    wanted = conditions(pipeline.model, reference.source, request.n, request.seed)
+    wanted = conditions(pipeline.model, reference, request.n, request.seed, request.batch)
     if min(request.n, len(reference.source)) <= NEIGHBOURS:
         raise ValueError(f"n {request.n} and {len(reference.source)} reference images: give at least {NEIGHBOURS + 1} of both")
     drawn: list[Features] = []
@@ -75,24 +76,19 @@ def evaluate_model(
     yield Evaluation(measurements + paired.measurements, notes + paired.notes)
 
 
-def _draw(pipeline: Pipeline, request: SampleRequest, wanted: list[Condition]) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
-    """Images for conditions, in 8 bits, batch by batch; image i has seed ``request.seed + i``. A request has one class, so a batch has."""
+def _draw(pipeline: Pipeline, request: SampleRequest, wanted: Iterator[Batch]) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
+    """Images for conditions, in 8 bits, batch by batch; image i has seed ``request.seed + i``."""
     done = 0
-    for label, same in groupby(wanted, key=lambda condition: condition.label):
-        prompts = [condition.prompt for condition in same]
-        for start in range(0, len(prompts), request.batch):
-            part = prompts[start : start + request.batch]
-            texts = tuple(prompt for prompt in part if prompt is not None)
-            changes = {"prompt": texts or None, "n": 1 if texts else len(part), "label": label, "seed": request.seed + done}
-            for event in pipeline.draw(request.replace(**changes)):
-                if isinstance(event, Drawn):
-                    yield convert_depth(event.pixels, np.dtype(np.uint8))
-            done += len(part)
+    for batch in wanted:
+        for event in pipeline.draw_batch(batch, request.replace(seed=request.seed + done)):
+            if isinstance(event, Drawn):
+                yield convert_depth(event.pixels, np.dtype(np.uint8))
+                done += event.done
 
 
 def _settings(pipeline: Pipeline, request: SampleRequest) -> str:
     """How the images were drawn, the model's defaults filled in."""
-    full = pipeline.resolve(request)
+    full = pipeline.filled(request)
     eta = "" if full.eta is None else f", eta {full.eta:g}"
     return f"{full.sampler}, {full.steps} steps, guidance {full.guidance:g}{eta}"
 

@@ -9,6 +9,7 @@ from latentworks.recipes import small
 from latentworks.recipes.first_stages import FIRST_STAGES
 from latentworks.recipes.paper import PAPER
 from latentworks.recipes.sweeps import SWEEPS
+from latentworks.recipes.tasks import TASKS
 
 __all__ = ["RECIPES", "get_recipe"]
 
@@ -18,6 +19,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "openmoji-64": small.openmoji_64,
     "class-64": small.class_64,
     "unconditional-64": small.unconditional_64,
+    **TASKS,
     **FIRST_STAGES,
     **PAPER,
     **SWEEPS,

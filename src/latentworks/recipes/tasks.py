@@ -1,0 +1,74 @@
+"""Every condition of the paper as a laptop recipe on scenes of emoji (`lw data scenes`), all on the first stage `scenes-ae`."""
+
+from collections.abc import Callable, Sequence
+
+from latentworks.conditioners import (
+    ConditionerConfig,
+    LabelConfig,
+    LayoutConfig,
+    LowResConfig,
+    MaskedImageConfig,
+    SegmentationConfig,
+    TextConfig,
+)
+from latentworks.data.transforms import Preprocess
+from latentworks.diffusion.process import ProcessConfig
+from latentworks.recipe import DiffusionRecipe, FirstStageRecipe, Recipe, SamplingDefaults
+from latentworks.recipes.small import openmoji_64_ae
+from latentworks.train import TrainConfig
+from latentworks.unet import UNetConfig
+
+__all__ = ["TASKS"]
+
+_UNET_64 = UNetConfig(channels=40, multipliers=(1, 2, 2), blocks=1, attention=(2, 4), head_channels=20, groups=8)
+_UNET_128 = UNetConfig(channels=32, multipliers=(1, 2, 2, 2), blocks=1, attention=(4, 8), head_channels=32, groups=8)
+_TRAINING = TrainConfig(steps=10_000, batch=32, lr=1e-3, warmup=200, decay="cosine", final_lr=0.01, ema=0.999, clip=1.0)
+_CROPS = Preprocess(size=128, crop_size=64, crop="random", flip=True)
+_LAYOUT = LayoutConfig(width=128, layers=3, heads=4, head_channels=32, length=26, vocabulary=1024, classes=1, dropout=0.1)
+_TEXT = TextConfig(width=128, layers=3, heads=4, head_channels=32, length=32, vocabulary=512, dropout=0.1)
+
+
+def _scenes_ae() -> FirstStageRecipe:
+    """KL, f = 4, 4 latent channels, on 64 px crops of scenes of 128 px."""
+    emoji = openmoji_64_ae()
+    return emoji.replace(name="scenes-ae", data=_CROPS.model_dump(), train=emoji.train.replace(steps=6000, batch=8).model_dump())
+
+
+def _task(
+    name: str,
+    conditioners: Sequence[ConditionerConfig],
+    data: Preprocess = Preprocess(size=64),
+    unet: UNetConfig = _UNET_64,
+    variants: int = 1,
+    guidance: float = 1.0,
+) -> Callable[[], DiffusionRecipe]:
+    return lambda: DiffusionRecipe(
+        name=name,
+        data=data,
+        variants=variants,
+        first_stage=_scenes_ae().first_stage,
+        conditioners=tuple(conditioners),
+        unet=unet,
+        process=ProcessConfig(prediction="v"),
+        train=_TRAINING,
+        sampling=SamplingDefaults(steps=25, guidance=guidance),
+    )
+
+
+_WHOLE_128 = Preprocess(size=128)
+
+TASKS: dict[str, Callable[[], Recipe]] = {
+    "scenes-ae": _scenes_ae,
+    "scenes-unconditional": _task("scenes-unconditional", (), Preprocess(size=64, flip=True), variants=2),
+    "scenes-class": _task("scenes-class", (LabelConfig(classes=1, width=128, dropout=0.1),), guidance=2.0),
+    "scenes-class-vector": _task("scenes-class-vector", (LabelConfig(classes=1, width=160, route="vector", dropout=0.1),), guidance=2.0),
+    "scenes-map": _task("scenes-map", (SegmentationConfig(classes=1, channels=8),)),
+    "scenes-layout": _task("scenes-layout", (_LAYOUT,), _WHOLE_128, _UNET_128, guidance=2.0),
+    "scenes-text": _task("scenes-text", (_TEXT,), _WHOLE_128, _UNET_128, guidance=3.0),
+    "scenes-sr": _task("scenes-sr", (LowResConfig(degradation="bsr"),), _CROPS, variants=4),
+    "scenes-sr-bicubic": _task("scenes-sr-bicubic", (LowResConfig(),), _CROPS, variants=4),
+    "scenes-inpaint": _task("scenes-inpaint", (MaskedImageConfig(),), _CROPS, variants=4),
+    "scenes-text-sr": _task("scenes-text-sr", (_TEXT, LowResConfig()), Preprocess(size=64)),
+    "scenes-layout-map": _task("scenes-layout-map", (_LAYOUT, SegmentationConfig(classes=1, channels=8)), Preprocess(size=64)),
+}
+"""The last two are hybrids: tokens and channels in one model."""
