@@ -9,7 +9,7 @@ from PIL import Image
 from latentworks.data.listing import list_folder
 from latentworks.data.scene_materials import materials
 from latentworks.data.scene_words import CATEGORIES, RELATIONS, caption, counted
-from latentworks.data.scenes import SMALLEST, never_together, write_scenes, write_singles
+from latentworks.data.scenes import SMALLEST, compose_single, never_together, write_scenes, write_singles
 
 N, SIZE = 40, 64
 
@@ -123,6 +123,17 @@ def test_single_objects_lie_in_folders_of_their_class(tmp_path):
     list(write_singles(tmp_path / "few", 32, 4, seed=5))
     for path in (tmp_path / "few").rglob("*.png"):
         assert path.read_bytes() == (tmp_path / "data" / path.relative_to(tmp_path / "few")).read_bytes()
+
+
+def test_a_single_object_is_large_and_whole():
+    parts = materials(48, 3)["train"]
+    for i in range(12):
+        scene = compose_single(parts, i % 3, np.random.default_rng(i))
+        (placed,) = scene.objects
+        rows, columns = (np.flatnonzero(placed.mask.any(axis=axis)) for axis in (1, 0))
+        assert 0.5 * 48 - 2 <= max(np.ptp(rows), np.ptp(columns)) + 1 <= 0.9 * 48 + 1
+        assert (placed.category, scene.caption) == (i % 3, f"a{'n' * (i % 3 == 2)} {CATEGORIES[i % 3].name}")
+        assert scene.image.shape == (48, 48, 3)
 
 
 @pytest.mark.parametrize("side", [9, 20, 57, 64])

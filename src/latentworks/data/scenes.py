@@ -15,7 +15,7 @@ from PIL import Image
 from latentworks.data.listing import HELD_OUT, Split
 from latentworks.data.progress import Progress
 from latentworks.data.scene_materials import ATTRIBUTION, Materials, background, materials
-from latentworks.data.scene_words import CATEGORIES, RELATIONS, Relation, caption
+from latentworks.data.scene_words import CATEGORIES, RELATIONS, Relation, caption, counted
 from latentworks.random import seed_of
 from latentworks.staging import staged
 
@@ -86,7 +86,7 @@ def write_singles(folder: Path, size: int = 64, n: int = 10_000, seed: int = 0, 
     with staged(folder) as path:
         for i in range(n):
             split, category = _split(i), i % categories
-            image = compose_single(parts[split], category, np.random.default_rng(seed_of(seed, "single", i)))
+            image = compose_single(parts[split], category, np.random.default_rng(seed_of(seed, "single", i))).image
             place = path / split / CATEGORIES[category].name
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(place / f"{i:06d}.png")
@@ -112,13 +112,15 @@ def compose(parts: Materials, rng: np.random.Generator) -> Scene:
     return Scene(np.asarray(canvas), objects, words)
 
 
-def compose_single(parts: Materials, category: int, rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
+def compose_single(parts: Materials, category: int, rng: np.random.Generator) -> Scene:
     """One object anywhere on a background, its longer side 50 to 90 % of the image's."""
     canvas = background(parts, rng)
     image = parts.stamp(category, round(parts.size * rng.uniform(*SINGLE)), rng.uniform(-TURN, TURN))
     x, y = (int(rng.integers(0, parts.size - side + 1)) for side in image.size)
     canvas.paste(image, (x, y), image)
-    return np.asarray(canvas)
+    mask = np.zeros((parts.size, parts.size), dtype=bool)
+    mask[y : y + image.height, x : x + image.width] = np.asarray(image.getchannel("A")) > 127
+    return Scene(np.asarray(canvas), [Placed(category, mask)], counted(CATEGORIES[category], 1))
 
 
 def _parts(size: int, n: int, categories: int, least: int) -> dict[Split, Materials]:
