@@ -138,7 +138,7 @@ def _norms(part: nn.Module) -> list[tuple[nn.GroupNorm, Callable[[Tensor, Norm],
     """The norms of a part in order, and what each takes when the part takes ``h``."""
     match part:
         case ResnetBlock():
-            return [(part.norm1, lambda h, norm: h), (part.norm2, part.half)]
+            return [(part.norm1, lambda h, norm: h), (part.norm2, part.first_half)]
         case nn.GroupNorm():
             return [(part, lambda h, norm: h)]
         case _:

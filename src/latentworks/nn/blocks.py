@@ -68,11 +68,11 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], norm: Norm = plain) -> Float[Tensor, "b o h w"]:
         """Same size, ``out_channels``."""
-        h = self.conv2(self.dropout(swish(norm(self.norm2, self.half(x, norm)))))
+        h = self.conv2(self.dropout(swish(norm(self.norm2, self.first_half(x, norm)))))
         out: Tensor = self.skip(x) + h
         return out
 
-    def half(self, x: Float[Tensor, "b c h w"], norm: Norm = plain) -> Float[Tensor, "b o h w"]:
+    def first_half(self, x: Float[Tensor, "b c h w"], norm: Norm = plain) -> Float[Tensor, "b o h w"]:
         """What the second norm takes."""
         out: Tensor = self.conv1(swish(norm(self.norm1, x)))
         return out
