@@ -25,7 +25,7 @@ SEEDS = range(4)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--scale", type=float, default=1.0, help="of the image guidance")
     parser.add_argument("--prompt", default="", help="classifier-free guidance by it, below that of the image")
     options = parser.parse_args()

@@ -11,7 +11,7 @@ from latentworks.diffusion.guidance import classifier_free, image
 from latentworks.diffusion.samplers import SAMPLERS
 from latentworks.first_stage import IdentityConfig, IdentityFirstStage, build_first_stage
 from latentworks.first_stage.base import FirstStage
-from latentworks.image_guidance import ImageGuidanceConfig, image_loss
+from latentworks.image_guidance import ImageGuidanceConfig, image_loss, known_latent
 from latentworks.nn.perceptual import EfficientNetPerceptual
 from latentworks.random import randn_like_per_image
 from toys import ae, diffusion_model
@@ -61,36 +61,48 @@ def test_down_is_pillows_bicubic_reduction(factor: int) -> None:
     assert loss(x, torch.from_numpy(np.stack(small))[None] + 0.1, guide="down").item() > 0.01
 
 
+def test_what_is_decoded_beyond_the_size_is_not_compared() -> None:
+    x, y = images(1), images(1, seed=1)[..., :13, :10]
+    value = image_loss(ImageGuidanceConfig(), IDENTITY, y, (13, 10))(x)
+    torch.testing.assert_close(value, half_squares(x[..., :13, :10], y))
+
+
 @pytest.mark.parametrize(("guide", "channels"), [("identity", 3), ("grey", 3), ("down", 1)])
-def test_the_perceptual_distance_is_that_of_the_networks_times_the_values_compared(guide: str, channels: int) -> None:
+def test_the_perceptual_distance_is_that_of_the_networks_times_the_cells(guide: str, channels: int) -> None:
     stage = IdentityFirstStage(IdentityConfig(in_channels=channels))
     x, y = images(2, channels, 32), images(1, channels, 16 if guide == "down" else 32, seed=1)
     seen = {"identity": x, "grey": (torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1) * x).sum(1, keepdim=True)}.get(guide)
     seen = F.interpolate(x, (16, 16), mode="bicubic", antialias=True) if seen is None else seen
     target = (torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1) * y).sum(1, keepdim=True) if guide == "grey" else y
-    expected = EfficientNetPerceptual()(seen, target.expand_as(seen)) * seen[0].numel()
+    expected = EfficientNetPerceptual()(seen, target.expand_as(seen)) * (seen.shape[2] / 16) * (seen.shape[3] / 16)
     torch.testing.assert_close(loss(x, y, stage=stage, guide=guide, distance="perceptual"), expected)
 
 
+def gradient(z: Tensor, target: Tensor, **settings: object) -> Tensor:
+    z = z.clone().requires_grad_()
+    return torch.autograd.grad(loss(z, target, **settings).sum(), z)[0]
+
+
 @pytest.mark.parametrize("distance", ["l2", "perceptual"])
-@pytest.mark.parametrize("name", ["openmoji-64-ae", "openmoji-64-ae-vq"])
-def test_descending_it_through_decode_brings_a_latent_to_the_image(name: str, distance: str) -> None:
-    """Straight through the quantiser for VQ; row i of the gradient is that of image i alone."""
-    stage = first_stage(name)
-    z = torch.randn(3, stage.channels, 8, 8, generator=torch.Generator().manual_seed(0))
-    settings = {"guide": "identity", "distance": distance, "stage": stage}
-
-    def gradient(z: Tensor, target: Tensor) -> Tensor:
-        z = z.clone().requires_grad_()
-        return torch.autograd.grad(loss(z, target, **settings).sum(), z)[0]
-
-    target = images(3)
-    grad = gradient(z, target)
-    torch.testing.assert_close(gradient(z[1:2], target[1:2]), grad[1:2], rtol=1e-4, atol=1e-4)
+def test_descending_it_through_decode_brings_a_latent_to_the_image(distance: str) -> None:
+    """Row i of the gradient is that of image i alone."""
+    stage, target = first_stage("openmoji-64-ae"), images(3)
+    z, settings = torch.randn(3, stage.channels, 8, 8, generator=torch.Generator().manual_seed(0)), {"distance": distance, "stage": stage}
+    grad = gradient(z, target, **settings)
+    torch.testing.assert_close(gradient(z[1:2], target[1:2], **settings), grad[1:2], rtol=1e-4, atol=1e-4)
     step = 0.02 / grad.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    before, after = loss(z, target, **settings), loss(z - step * grad, target, **settings)
-    assert (after < before).all()
-    assert stage.mean.requires_grad is False
+    assert (loss(z - step * grad, target, **settings) < loss(z, target, **settings)).all()
+
+
+def test_gradients_pass_straight_through_the_quantiser() -> None:
+    """Those at the codes' vectors, times the latent's scale."""
+    stage, target = first_stage("openmoji-64-ae-vq"), images(3)
+    z = torch.randn(3, stage.channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    codes = stage.quantizer.lookup(stage.quantizer.nearest(stage.unnormalise(z))).requires_grad_()
+    image = stage.decoder(stage.post_quant_conv(codes))
+    (expected,) = torch.autograd.grad(half_squares(image, target).sum(), codes)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(gradient(z, target, stage=stage), stage.std * expected, rtol=1e-3, atol=1e-4)
 
 
 def test_an_image_and_a_prompt_guide_in_one_call() -> None:
@@ -114,6 +126,22 @@ def test_an_image_and_a_prompt_guide_in_one_call() -> None:
     errors = [loss(z, target, stage=model.first_stage, guide="down") for z in (plain, guided)]
     assert (errors[1] < errors[0]).all()
     torch.testing.assert_close(sample(slice(1, 2), 0.02), guided[1:2], rtol=1e-3, atol=1e-3)
+
+
+def test_the_known_latent_has_nothing_of_what_is_in_the_hole() -> None:
+    x, hole = images(2), torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    hole[0, :, 5:8, 3:7] = True
+    known, mask = known_latent(IDENTITY, x, hole)
+    assert torch.equal(mask, hole)
+    assert torch.equal(known[1], x[1])
+    assert torch.equal(known[0][:, ~hole[0, 0]], x[0][:, ~hole[0, 0]])
+    torch.testing.assert_close(known[0][:, hole[0, 0]], x[0][:, ~hole[0, 0]].mean(dim=1, keepdim=True).expand(3, 12))
+    stage = first_stage("openmoji-64-ae")
+    latent, small = known_latent(stage, x, hole)
+    assert small[0, 0].nonzero().tolist() == [[row, column] for row in (2, 3) for column in (1, 2, 3)]
+    assert torch.equal(known_latent(stage, x.masked_fill(hole, 9.0), hole)[0], latent)
+    torch.testing.assert_close(latent[1:], stage.to_latent(stage.encode_raw(x[1:])))
+    assert known_latent(stage, x, torch.ones_like(hole))[0].isfinite().all()
 
 
 @pytest.mark.parametrize(

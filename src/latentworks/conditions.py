@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -26,11 +26,13 @@ from latentworks.data.files import as_hole, read_image
 from latentworks.data.palette import read_map
 from latentworks.data.sources import convert_channels, convert_depth
 from latentworks.data.transforms import Pixels, to_tensor
+from latentworks.diffusion.guidance import LossOfX0
+from latentworks.image_guidance import ImageGuidanceConfig, image_loss, known_latent
 from latentworks.model import LatentDiffusion
 from latentworks.request import Picture, SampleRequest
 from latentworks.types import Batch
 
-__all__ = ["Pictures", "check_conditions", "conditions_of", "droppable", "read_pictures"]
+__all__ = ["Pictures", "check_conditions", "conditions_of", "droppable", "guide_of", "known_of", "read_pictures"]
 
 _FIELDS = {"prompt": "text", "label": "label", "boxes": "boxes", "map": "segmentation", "upscale": "low_res", "mask": "mask"}
 """What of a request fills which field of a batch."""
@@ -42,13 +44,14 @@ _SAID = {
 
 
 class Pictures(NamedTuple):
-    """What a request shows: pixels of a small image, of an image and its hole, a label map; and the size of what is drawn."""
+    """What a request shows: pixels of a small image, of an image and its hole, a label map, a guide; and the size of what is drawn."""
 
     size: tuple[int, int]
     low_res: Pixels | None = None
     image: Pixels | None = None
     hole: Bool[np.ndarray, "h w"] | None = None
     labels: Int[np.ndarray, "h w"] | None = None
+    guide: Pixels | None = None
 
 
 def droppable(conditioner: Conditioner) -> bool:
@@ -64,16 +67,20 @@ def check_conditions(model: LatentDiffusion, request: SampleRequest) -> None:
     if beyond := sorted(takes - set(_FIELDS.values())):
         raise ValueError(f"{beyond[0]}: this model needs it, and no request can carry it: use model.condition in Python")
     for name, field in (*_FIELDS.items(), ("negative_prompt", "text")):
-        if getattr(request, name) is not None and field not in takes | ({"label"} if request.classifier is not None else set()):
+        if getattr(request, name) is not None and field not in takes | {"mask"} | ({"label"} if request.classifier is not None else set()):
             known = ", ".join(_SAID[field] for field in sorted(takes)) or "no condition"
             raise ValueError(f"{name}: this model does not take {_SAID[field]}; it takes {known}")
     for name, field in _FIELDS.items():
         if field in takes - {"text", "label"} and getattr(request, name) is None:
             raise ValueError(f"{name}: this model needs {_SAID[field]}: give it (--{name} on the command line)")
-    if request.mask is not None and request.image is None:
+    guides = request.guide == "mask" and "mask" not in takes  # then the mask may be the guide's alone
+    if request.mask is not None and request.image is None and not guides:
         raise ValueError("mask: it marks the hole of an image: give that too (--image)")
     if request.strength is not None and (request.image is None or request.mask is not None):
         raise ValueError("strength: it says how much of an image is drawn anew: give --image, without --mask")
+    for name in ("guide", "guide_distance", "guide_scale"):
+        if getattr(request, name) is not None and request.guide_image is None:
+            raise ValueError(f"{name}: it says how an image guides: give that too (--guide-image), or leave it out")
     if request.back_projection and request.upscale is None:
         raise ValueError("back_projection: it belongs to upscaling: leave it out, or give --upscale")
     if request.classifier_scale is not None and request.classifier is None:
@@ -90,7 +97,7 @@ def read_pictures(model: LatentDiffusion, request: SampleRequest, size: tuple[in
     Raises: ValueError naming the file that cannot be read, or does not go with another one or with the model.
     """
     channels = model.first_stage.in_channels
-    low_res = image = hole = labels = None
+    low_res = image = hole = labels = guide = None
     sizes = {} if request.size is None else {"size": request.size}
     for conditioner in model.conditioners:
         if isinstance(conditioner, LowResConditioner) and request.upscale is not None:
@@ -105,10 +112,14 @@ def read_pictures(model: LatentDiffusion, request: SampleRequest, size: tuple[in
     if request.mask is not None:
         hole = _opened("mask", request.mask, lambda mask: as_hole(np.asarray(mask if mask.mode in ("1", "L", "P") else mask.convert("L"))))
         sizes["mask"] = (hole.shape[0], hole.shape[1])
+    if request.guide_image is not None:
+        guide = _pixels("guide_image", request.guide_image, channels, depth)
+        if request.guide != "down":
+            sizes["guide_image"] = (guide.shape[0], guide.shape[1])
     if len(set(sizes.values())) > 1:
         (first, one), (second, other) = next(pair for pair in pairwise(sizes.items()) if pair[0][1] != pair[1][1])
         raise ValueError(f"{second}: it makes {other[1]} x {other[0]} pixels, {first} makes {one[1]} x {one[0]}: they must agree")
-    return Pictures(next(iter(sizes.values()), size), low_res, image, hole, labels)
+    return Pictures(next(iter(sizes.values()), size), low_res, image, hole, labels, guide)
 
 
 def _labels(config: SegmentationConfig, image: Image.Image) -> Int[np.ndarray, "h w"]:
@@ -147,6 +158,29 @@ def conditions_of(
         hole = np.pad(pictures.hole, _padding(pictures.hole.shape, padded), mode="edge")
         batch["mask"] = torch.from_numpy(hole)[None, None].expand(count, -1, -1, -1)
     return batch
+
+
+def guide_of(model: LatentDiffusion, request: SampleRequest, pictures: Pictures) -> tuple[ImageGuidanceConfig, LossOfX0]:
+    """How far samples are from the image that guides them. Raises: ValueError where it does not go with what is drawn."""
+    assert pictures.guide is not None
+    device = model.first_stage.mean.device
+    given = {"guide": request.guide, "distance": request.guide_distance, "scale": request.guide_scale}
+    config = ImageGuidanceConfig.parse({name: value for name, value in given.items() if value is not None})
+    hole = pictures.hole if config.guide == "mask" else None
+    mask = None if hole is None else torch.from_numpy(hole)[None, None].to(device)
+    return config, image_loss(config, model.first_stage, to_tensor(pictures.guide[None]).to(device), pictures.size, mask)
+
+
+def known_of(
+    model: LatentDiffusion, request: SampleRequest, batch: Batch
+) -> tuple[Float[Tensor, "b z h w"], Bool[Tensor, "b 1 h w"]] | None:
+    """The latents to keep and their hole, where an image has one that the model is not told of, or the sampler wants to keep it itself."""
+    told = any(conditioner.field == "mask" for conditioner in model.conditioners)
+    if "image" not in batch or "mask" not in batch or (told and request.sampler != "repaint"):
+        return None
+    device = model.first_stage.mean.device
+    latent, hole = known_latent(model.first_stage, batch["image"][:1].to(device), batch["mask"][:1].to(device))
+    return latent.expand(len(batch["index"]), -1, -1, -1), hole.expand(len(batch["index"]), -1, -1, -1)
 
 
 def _repeated(image: Pixels, size: tuple[int, int], count: int) -> Tensor:

@@ -1,4 +1,5 @@
-"""Guiding by an image (appendix C, arXiv:2112.10752): from settings and an image to the loss that `diffusion.guidance.image` descends."""
+"""Guiding by an image: from settings and an image to the loss that `diffusion.guidance.image` descends (appendix C, arXiv:2112.10752), and
+from an image with a hole to the latent that `known_pixels` and `repaint` keep."""
 
 from typing import Literal
 
@@ -13,7 +14,13 @@ from latentworks.diffusion.guidance import LossOfX0
 from latentworks.first_stage.base import FirstStage
 from latentworks.nn.perceptual import EfficientNetPerceptual
 
-__all__ = ["ImageGuidanceConfig", "image_loss"]
+__all__ = ["Distance", "Guide", "ImageGuidanceConfig", "image_loss", "known_latent"]
+
+Guide = Literal["identity", "down", "grey", "mask"]
+Distance = Literal["l2", "perceptual"]
+
+CELL = 16
+"""Pixels a side of what the coarsest stage of the perceptual distance compares."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Grey of red, green and blue (ITU-R BT.601), as Pillow's mode L."""
@@ -24,11 +31,11 @@ class ImageGuidanceConfig(Config):
 
     ``guide``: "identity", all of it; "down", its bicubic reduction to the image's size; "grey", without colour; "mask", what is outside a
     hole. ``distance``: "l2", half the sum of squares (the paper's Gaussian guider), or "perceptual", EfficientNet-Lite1's distance times
-    the number of values compared, so that both grow with the image. ``scale`` multiplies it.
+    the image's number of cells of 16 x 16 pixels, its coarsest stage's, so that both grow with the image. ``scale`` multiplies it.
     """
 
-    guide: Literal["identity", "down", "grey", "mask"] = "identity"
-    distance: Literal["l2", "perceptual"] = "l2"
+    guide: Guide = "identity"
+    distance: Distance = "l2"
     scale: float = Field(1.0, ge=0, allow_inf_nan=False)
 
 
@@ -41,6 +48,7 @@ def image_loss(
 ) -> LossOfX0:
     """How far T(D(x0)) is from T(image), one value an image, for samples of ``size`` (height, width); through `FirstStage.decode`.
 
+    Where latents decode to more than ``size``, as a size that f does not divide is padded, what is beyond is left to the model.
     ``image`` is in [-1, 1], one for all samples or one each; already reduced for "down", else of the samples' size; for "grey" one channel
     is enough. ``mask``, for "mask", is true in the hole. The scale is not applied here. Raises: ValueError for an image or mask that does
     not fit, before anything is computed.
@@ -60,12 +68,25 @@ def image_loss(
     target = view(image.float())
 
     def loss_of_x0(x0: Tensor) -> Tensor:
-        seen = view(first_stage.decode(x0).float())
+        seen = view(first_stage.decode(x0)[..., : size[0], : size[1]].float())
         if perceptual is None:
             return (seen - target).square().sum(dim=(1, 2, 3)) / 2
-        return seen[0].numel() * perceptual(seen, target.expand_as(seen))
+        distance: Tensor = perceptual(seen, target.expand_as(seen))
+        return seen[0, 0].numel() / CELL**2 * distance
 
     return loss_of_x0
+
+
+def known_latent(
+    first_stage: FirstStage, image: Float[Tensor, "b c H W"], hole: Bool[Tensor, "b 1 H W"]
+) -> tuple[Float[Tensor, "b z h w"], Bool[Tensor, "b 1 h w"]]:
+    """The latent of an image outside its hole, and which of its values belong to the hole: those with any pixel there.
+
+    The hole is filled with the mean of the rest, for each channel, so that nothing of what was there shows through the encoder.
+    """
+    mean = image.masked_fill(hole, 0).sum(dim=(2, 3), keepdim=True) / (~hole).sum(dim=(2, 3), keepdim=True).clamp(min=1)
+    latent = first_stage.to_latent(first_stage.encode_raw(torch.where(hole, mean, image)))
+    return latent, F.max_pool2d(hole.float(), first_stage.factor) > 0
 
 
 def _check(

@@ -7,33 +7,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from PIL import Image
 from torch import Tensor
 
 from latentworks.checkpoints.native import load_folder
 from latentworks.checkpoints.resolve import resolve_model
-from latentworks.class_guidance import classifier_of, towards
-from latentworks.conditioners import Conditioner
-from latentworks.conditions import Pictures, check_conditions, conditions_of, droppable, read_pictures
+from latentworks.conditions import Pictures, check_conditions, conditions_of, known_of, read_pictures
 from latentworks.data.degrade import back_project
 from latentworks.data.transforms import from_tensor
-from latentworks.diffusion.guidance import classifier, classifier_free
-from latentworks.diffusion.samplers import SAMPLERS
-from latentworks.diffusion.tiling import areas, boxes_within, per_tile, tiled
+from latentworks.denoiser import denoiser
+from latentworks.diffusion.guidance import known_pixels
+from latentworks.diffusion.samplers import SAMPLERS, repaint
 from latentworks.engine import Engine
 from latentworks.first_stage.autoencoder import Run, whole
-from latentworks.first_stage.tiled import in_tiles
 from latentworks.model import LatentDiffusion
 from latentworks.random import randn_like_per_image
 from latentworks.recipe import NOUNS, DiffusionRecipe, SamplingDefaults, read_recipe
 from latentworks.request import SampleRequest, settings
-from latentworks.types import Batch, Cond, Denoise, Predict, Step
+from latentworks.settings import clock_of, filled, length_of, padded, run_of
+from latentworks.types import Batch, Denoise, Step
 
 __all__ = ["Drawn", "Pipeline", "load", "load_model", "picture"]
-
-FIRST_STAGE_TILE = 256
-"""Pixels a side of the smallest tiles a first stage is run in: their rims cost time, and its memory is small beside a UNet's."""
 
 
 class Drawn(NamedTuple):
@@ -84,10 +79,11 @@ class Pipeline:
         """
         count = len(batch["index"])
         request = self.filled(request.replace(n=count, size=None))
-        for step in self._sampled(request.each(), self._denoise(batch, request), self._padded((self.size, self.size))):
+        denoise = denoiser(self.model, self.engine, request, batch)
+        for step in self._sampled(request.each(), denoise):
             last = step
             yield step
-        yield Drawn(self.decode(last.x, self._run(request))[:, : self.size, : self.size], request.each(), count, count)
+        yield Drawn(self._decoded(last.x, request), request.each(), count, count)
 
     def stream(self, request: SampleRequest, start: int = 0, stop: int | None = None) -> Iterator[Step]:
         """Steps of images start..stop, in latent space; stop iterating to cancel. Raises: ValueError on what the model cannot do."""
@@ -104,85 +100,50 @@ class Pipeline:
         return self.filled(request.replace(size=pictures.size)), pictures
 
     def filled(self, request: SampleRequest) -> SampleRequest:
-        """The settings of sampling, as the model has them where the request says nothing; conditions are not looked at.
+        """As `resolve`, but conditions are not looked at."""
+        return filled(self.model, self.defaults, request, (self.size, self.size))
 
-        Raises: ValueError for settings that are not possible.
-        """
-        size, sampler, guidance = request.size or (self.size, self.size), request.sampler or self.defaults.sampler, request.guidance
-        if request.eta is not None and sampler != "ddim":
-            raise ValueError(f"eta: {request.eta} belongs to the sampler ddim (ddpm is ddim with eta 1), not to {sampler}: leave it out")
-        guided = any(droppable(conditioner) for conditioner in self._conditioners())
-        if guidance is None:
-            guidance = self.defaults.guidance if guided else 1.0
-        if guidance != 1 and not guided:
-            raise ValueError(f"guidance: {guidance} needs a condition to guide towards that the model can do without: leave it out")
-        if guidance == 1 and request.negative_prompt is not None:
-            raise ValueError("negative_prompt: without guidance it has no effect: give a guidance above 1")
-        if min(size) < 1:
-            raise ValueError(f"size: {size[1]} x {size[0]} has no pixels: give 1 or more")
-        strength = 0.6 if request.strength is None and request.image is not None and request.mask is None else request.strength
-        steps = request.steps or self.defaults.steps
-        self.model.process.timesteps(steps, self.defaults.spacing)
-        scale = request.classifier_scale
-        if request.classifier is not None:
-            height, width = (side // self.model.first_stage.factor for side in self._padded(size))
-            classifier_of(self.model, request).net.check_size(height, width)
-            scale = 1.0 if scale is None else scale
-        request = request.replace(sampler=sampler, steps=steps, guidance=guidance, size=size, strength=strength, classifier_scale=scale)
-        return request.replace(overlap=self._overlap(request))
-
-    def _overlap(self, request: SampleRequest) -> int | None:
-        """Pixels that tiles share, if there are tiles. Raises: ValueError for tiles that are not possible."""
-        tile, overlap, factor = request.tile, request.overlap, self.model.first_stage.factor
-        if tile is None:
-            if overlap is not None:
-                raise ValueError(f"overlap: {overlap} pixels are shared by tiles, and there are none: give tile as well")
-            return None
-        if tile % self._multiple:
-            raise ValueError(f"tile: {tile} pixels cannot be halved as often as the model does: use a multiple of {self._multiple}")
-        if overlap is None:
-            return tile // 4 // factor * factor
-        if overlap % factor or overlap >= tile:
-            raise ValueError(f"overlap: {overlap} is not possible with tiles of {tile}: use a multiple of {factor} below that")
-        return overlap
-
-    @property
-    def _multiple(self) -> int:
-        """What divides a side that the networks can halve as often as they do."""
-        return self.model.first_stage.factor * self.model.unet.config.factors[-1]
-
-    def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The next size that the networks can halve."""
-        height, width = (-(-side // self._multiple) * self._multiple for side in size)
-        return height, width
-
-    def _conditioners(self) -> list[Conditioner]:
-        return [conditioner for conditioner in self.model.conditioners if isinstance(conditioner, Conditioner)]
+    def length(self, request: SampleRequest) -> int:
+        """How many steps each batch of a resolved request takes."""
+        return length_of(self.model, self.defaults, request)
 
     @torch.no_grad()
     def _steps(self, each: list[SampleRequest], pictures: Pictures) -> Iterator[Step]:
         """The steps of resolved requests that differ in prompt and noise only."""
-        padded = self._padded(pictures.size)
-        batch = conditions_of(self.model, each[0], pictures, padded, [one.prompt if isinstance(one.prompt, str) else None for one in each])
-        z = None if each[0].strength is None else self.model.encode(batch["image"].to(self.device), run=self._run(each[0]))
-        yield from self._sampled(each, self._denoise(batch, each[0]), padded, z)
+        request, model = each[0], self.model
+        prompts = [one.prompt if isinstance(one.prompt, str) else None for one in each]
+        batch = conditions_of(model, request, pictures, padded(model, pictures.size), prompts)
+        denoise = denoiser(model, self.engine, request, batch, pictures)
+        z = None if request.strength is None else model.encode(batch["image"].to(self.device), run=run_of(model, request))
+        yield from self._sampled(each, denoise, z, known_of(model, request, batch))
 
     @torch.no_grad()
     def _sampled(
-        self, each: list[SampleRequest], denoise: Denoise, padded: tuple[int, int], z: Float[Tensor, "b z h w"] | None = None
+        self,
+        each: list[SampleRequest],
+        denoise: Denoise,
+        z: Float[Tensor, "b z h w"] | None = None,
+        known: tuple[Float[Tensor, "b z h w"], Bool[Tensor, "b 1 h w"]] | None = None,
     ) -> Iterator[Step]:
-        """The sampler's steps from the requests' own noise, or from the noised latents ``z`` after 1 - strength of the steps."""
+        """The sampler's steps from the requests' own noise, or from the noised latents ``z`` after 1 - strength of the steps.
+
+        ``known``: latents to keep but for a hole, which the sampler repaint fills in its own way.
+        """
         request, process, first_stage = each[0], self.model.process, self.model.first_stage
-        assert request.steps is not None
         assert request.sampler is not None
-        timesteps = process.timesteps(request.steps, self.defaults.spacing)
-        x = self._start((len(each), first_stage.channels, *(side // first_stage.factor for side in padded)), each)
+        assert request.size is not None
+        timesteps, seeds = clock_of(self.model, self.defaults, request), [one.seed for one in each]
+        sides = (side // first_stage.factor for side in padded(self.model, request.size))
+        x = self._start((len(each), first_stage.channels, *sides), each)
         if z is not None:
-            assert request.strength is not None
-            timesteps = timesteps[-1 - max(1, round(request.strength * request.steps)) :]
             x = process.add_noise(z, x, torch.full((len(each),), timesteps[0], device=self.device))
-        options = {} if request.eta is None else {"eta": request.eta}
-        ancestral = randn_like_per_image("ancestral", [one.seed for one in each])
+        options = {name: value for name in ("eta", "jump", "resample") if (value := getattr(request, name)) is not None}
+        ancestral = randn_like_per_image("ancestral", seeds)
+        if known is not None and request.sampler == "repaint":
+            yield from repaint(denoise, x, process, timesteps, ancestral, known=known[0], mask=known[1], **options)
+            return
+        if known is not None:
+            denoise = known_pixels(denoise, *known, process, randn_like_per_image("known pixels", seeds))
         yield from SAMPLERS[request.sampler](denoise, x, process, timesteps, ancestral, **options)
 
     def _start(self, shape: tuple[int, ...], each: list[SampleRequest]) -> Float[Tensor, "b z h w"]:
@@ -195,63 +156,19 @@ class Pipeline:
         angle = torch.tensor([(one.position or 0.0) * math.pi / 2 for one in each], device=self.device).view(-1, 1, 1, 1)
         return angle.cos() * x + angle.sin() * other
 
-    def _denoise(self, batch: Batch, request: SampleRequest) -> Denoise:
-        """The model closed over a batch's condition and guidance, a classifier's outside the other."""
-        denoise = self._classifier_free(batch, request)
-        if request.classifier is None:
-            return denoise
-        assert request.classifier_scale is not None
-        log_prob = towards(classifier_of(self.model, request), batch, request, self.engine)
-        return classifier(denoise, log_prob, self.model.process, request.classifier_scale)
-
-    def _classifier_free(self, batch: Batch, request: SampleRequest) -> Denoise:
-        cond = self._condition(batch, request)
-
-        def predict_whole(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-            with self.engine.autocast():
-                return self.model.predict(x_t, t, cond).float()
-
-        predict: Predict = predict_whole
-        if request.tile is not None and request.overlap is not None:
-            predict = tiled(predict, *(pixels // self.model.first_stage.factor for pixels in (request.tile, request.overlap)))
-        assert request.guidance is not None
-        if request.guidance == 1:
-            return lambda x_t, t: predict(x_t, t, cond)
-        none, everywhere = batch, torch.ones(len(batch["index"]), dtype=torch.bool)
-        for conditioner in self._conditioners():
-            none = conditioner.drop(none, everywhere) if droppable(conditioner) else none
-        if request.negative_prompt is not None:
-            none = {**none, "text": [request.negative_prompt] * len(everywhere)}
-        return classifier_free(predict, cond, self._condition(none, request), request.guidance)
-
-    def _condition(self, batch: Batch, request: SampleRequest) -> Cond:
-        """The condition of a batch, its boxes as each tile, or the padded image, shows them."""
-        run, size = self._run(request), request.size or (self.size, self.size)
-        factor, padded = self.model.first_stage.factor, self._padded(size)
-        if "boxes" not in batch or (request.tile is None and padded == size):
-            return self.model.condition(batch, run=run)
-        latent, image = (padded[0] // factor, padded[1] // factor), (size[0] / factor, size[1] / factor)
-        tile, overlap = (max(latent), 0) if request.tile is None else (request.tile // factor, (request.overlap or 0) // factor)
-        conds = []
-        for area in areas(latent, tile, overlap, image):
-            boxes = [boxes_within(objects, area) for objects in batch["boxes"]]
-            conds.append(self.model.condition({**batch, "boxes": boxes}, run=run))
-        return per_tile(conds) if len(conds) > 1 else conds[0]
-
-    def _run(self, request: SampleRequest) -> Run:
-        """How the first stage is run."""
-        if request.tile is None:
-            return whole
-        return in_tiles(max(request.tile, FIRST_STAGE_TILE) // self.model.first_stage.factor)
-
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "b z h w"], run: Run = whole) -> Shaped[np.ndarray, "b h w c"]:
         """Pixels of latents, in the depth of the training data. ``run``: how the decoder is run."""
         return from_tensor(self.model.first_stage.decode(z, run), self.depth)
 
+    def _decoded(self, z: Float[Tensor, "b z h w"], request: SampleRequest) -> Shaped[np.ndarray, "b h w c"]:
+        """Pixels of latents in the request's size."""
+        assert request.size is not None
+        return self.decode(z, run_of(self.model, request))[:, : request.size[0], : request.size[1]]
+
     def _finished(self, z: Float[Tensor, "b z h w"], request: SampleRequest, pictures: Pictures) -> Shaped[np.ndarray, "b h w c"]:
-        """Pixels in the size asked for; outside a hole the given ones, byte for byte; enlarged ones moved onto what they came from."""
-        pixels = self.decode(z, self._run(request))[:, : pictures.size[0], : pictures.size[1]]
+        """As `_decoded`; outside a hole the given pixels, byte for byte; enlarged ones moved onto what they came from."""
+        pixels = self._decoded(z, request)
         if pictures.low_res is not None and request.back_projection:
             factor = pictures.size[0] // pictures.low_res.shape[0]
             pixels = np.stack([back_project(image, pictures.low_res, factor, request.back_projection) for image in pixels])

@@ -10,6 +10,7 @@ from pydantic import Field, InstanceOf, PlainSerializer, field_validator
 
 from latentworks.config import Config, nearest
 from latentworks.diffusion.samplers import SAMPLERS
+from latentworks.image_guidance import Distance, Guide
 from latentworks.types import Box
 
 __all__ = ["Picture", "SampleRequest", "settings", "settings_of", "settings_png"]
@@ -31,9 +32,11 @@ class SampleRequest(Config):
 
     ``boxes`` are relative to the image's sides. ``map``: a label map, numbers or the model's colours. ``upscale``: the image to enlarge;
     ``back_projection``: steps that make the result agree with it once reduced again. ``image`` with ``mask`` (white: the hole) is
-    inpainted; alone it is where drawing starts, after the first 1 - ``strength`` of the steps. With ``to_seed`` the images lie evenly
-    between the noise of ``seed`` and that one, or at ``position`` (0 to 1) between them. ``classifier``: a run of a classifier recipe,
-    whose gradient, times ``classifier_scale`` (default 1), leads towards ``label``, also a model that knows no classes. With ``tile`` the
+    inpainted; alone it is where drawing starts, after the first 1 - ``strength`` of the steps. A model not trained to inpaint keeps the
+    known pixels at every step; the sampler repaint also goes back ``jump`` steps, ``resample`` - 1 times. ``guide_image`` guides without
+    retraining: see `ImageGuidanceConfig`; ``mask`` is then that of ``guide`` "mask". With ``to_seed`` the images lie evenly between the
+    noise of ``seed`` and that one, or at ``position`` (0 to 1) between them. ``classifier``: a run of a classifier recipe, whose gradient,
+    times ``classifier_scale`` (default 1), leads towards ``label``, also a model that knows no classes. With ``tile`` the
     model sees so many pixels a side at a time, ``overlap`` of which neighbours share (a quarter); it then needs the memory of a tile.
     """
 
@@ -47,6 +50,10 @@ class SampleRequest(Config):
     image: Picture | None = None
     mask: Picture | None = None
     strength: float | None = Field(None, gt=0, le=1)
+    guide_image: Picture | None = None
+    guide: Guide | None = None
+    guide_distance: Distance | None = None
+    guide_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
     n: int = Field(1, ge=1, description="images for each prompt")
     seed: int = 0
     to_seed: int | None = None
@@ -57,6 +64,8 @@ class SampleRequest(Config):
     classifier: ModelName | None = None
     classifier_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
     eta: float | None = Field(None, ge=0, le=1)
+    jump: int | None = Field(None, ge=1)
+    resample: int | None = Field(None, ge=1)
     size: tuple[int, int] | None = Field(None, description="height, width in pixels")
     tile: int | None = Field(None, ge=1, description="pixels a side of the tiles that larger images are drawn in")
     overlap: int | None = Field(None, ge=0, description="pixels that neighbouring tiles share")
@@ -65,8 +74,8 @@ class SampleRequest(Config):
     @field_validator("sampler")
     @classmethod
     def _known(cls, value: str | None) -> str | None:
-        if value is not None and value not in SAMPLERS:
-            raise ValueError(f"unknown sampler {value!r}: {nearest(value, list(SAMPLERS))}")
+        if value is not None and value not in (known := [*SAMPLERS, "repaint"]):
+            raise ValueError(f"unknown sampler {value!r}: {nearest(value, known)}")
         return value
 
     def prompts(self) -> list[str | None]:

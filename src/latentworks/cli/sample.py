@@ -39,6 +39,10 @@ def sample(
     image: Annotated[Path | None, typer.Option(help="Image to inpaint, or to start from.")] = None,
     mask: Annotated[Path | None, typer.Option(help="What of the image to draw anew: white on black, of the same size.")] = None,
     strength: Annotated[float | None, typer.Option(help="How much of the image is drawn anew without a mask, 0 to 1; default 0.6.")] = None,
+    guide_image: Annotated[Path | None, typer.Option(help="Image that guides the drawing without retraining.")] = None,
+    guide: Annotated[str | None, typer.Option(help="What of it is followed: identity, down (a smaller one), grey or mask.")] = None,
+    guide_scale: Annotated[float | None, typer.Option(help="How much; default 1.")] = None,
+    guide_distance: Annotated[str | None, typer.Option(help="l2 or perceptual; default l2.")] = None,
     to_seed: Annotated[int | None, typer.Option(help="The images lie between the noise of seed and of this one.")] = None,
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
     seed: Annotated[int, typer.Option(help="Image i has seed + i, whatever its neighbours.")] = 0,
@@ -46,7 +50,9 @@ def sample(
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; 1 is none; default the model's.")] = None,
     classifier: Annotated[Path | None, typer.Option(help="Run of a classifier recipe that guides towards --label.")] = None,
     classifier_scale: Annotated[float | None, typer.Option(help="How strongly it guides; 0 is not at all; default 1.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, plms, dpmpp_2m or unipc; default the model's.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, plms, dpmpp_2m, unipc; for holes repaint. Default: the model's.")] = None,
+    jump: Annotated[int | None, typer.Option(help="Steps that repaint goes back; default 10.")] = None,
+    resample: Annotated[int | None, typer.Option(help="How often repaint takes these steps; default 10.")] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim: 0 is deterministic, 1 as much as ddpm.")] = None,
     size: Annotated[str | None, typer.Option(help="Pixels, as 64 or WIDTHxHEIGHT; default the training size.")] = None,
     tile: Annotated[int | None, typer.Option(help="Draw in tiles of so many pixels a side: an image of any size in little memory.")] = None,
@@ -70,7 +76,8 @@ def sample(
             "prompt": tuple(prompt) if prompt else None, "n": n, "label": label, "negative_prompt": negative, "seed": seed, "steps": steps,
             "guidance": guidance, "sampler": sampler, "eta": eta, "size": _size(size), "batch": batch, "boxes": _boxes(boxes), "map": map,
             "upscale": upscale, "back_projection": back_projection, "image": image, "mask": mask, "strength": strength, "to_seed": to_seed,
-            "classifier": classifier, "classifier_scale": classifier_scale, "tile": tile, "overlap": overlap,
+            "guide_image": guide_image, "guide": guide, "guide_scale": guide_scale, "guide_distance": guide_distance, "jump": jump,
+            "resample": resample, "classifier": classifier, "classifier_scale": classifier_scale, "tile": tile, "overlap": overlap,
         }
     )  # fmt: skip
     pipeline = load(model, Engine.parse({"device": device, "precision": precision}))
@@ -135,7 +142,6 @@ def _with_progress(pipeline: "Pipeline", request: "SampleRequest") -> "Iterator[
     from latentworks.pipeline import Drawn
 
     request = pipeline.resolve(request)
-    assert request.steps is not None
     batches = -(-len(request.prompts()) // request.batch)
     done = 0
     with progress_bar() as show:
@@ -144,4 +150,4 @@ def _with_progress(pipeline: "Pipeline", request: "SampleRequest") -> "Iterator[
                 yield event
             else:
                 done += 1
-                show("drawing", done, batches * request.steps)
+                show("drawing", done, batches * pipeline.length(request))

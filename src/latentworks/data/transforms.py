@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from latentworks.config import Config
+from latentworks.diffusion.tiling import boxes_within
 from latentworks.types import Box
 
 __all__ = ["PLAIN", "Pixels", "Preprocess", "Variant", "Window", "from_tensor", "resize", "resize_shorter", "to_tensor"]
@@ -43,17 +44,9 @@ class Window(NamedTuple):
     flip: bool = False
 
     def boxes(self, boxes: Sequence[Box], visible: float = 0.25) -> list[Box]:
-        """Boxes as they lie in this part, cut at its edges; those of which less than the share ``visible`` is in it are left out."""
-        found: list[Box] = []
-        for box in boxes:
-            left, top = max((box["x"] - self.x) / self.width, 0.0), max((box["y"] - self.y) / self.height, 0.0)
-            right = min((box["x"] + box["width"] - self.x) / self.width, 1.0)
-            bottom = min((box["y"] + box["height"] - self.y) / self.height, 1.0)
-            area = box["width"] * box["height"] / (self.width * self.height)
-            if right > left and bottom > top and (right - left) * (bottom - top) >= visible * area:
-                x = 1 - right if self.flip else left
-                found.append({**box, "x": x, "y": top, "width": right - left, "height": bottom - top})
-        return found
+        """Boxes as they lie in this part, see `boxes_within`."""
+        found = boxes_within(boxes, (self.x, self.y, self.x + self.width, self.y + self.height), visible)
+        return [{**box, "x": 1 - box["x"] - box["width"]} for box in found] if self.flip else found
 
     def labels(self, labels: Shaped[np.ndarray, "h w"], height: int, width: int) -> Shaped[np.ndarray, "height width"]:
         """A label map as it lies in this part, in so many pixels: of each the value at its centre."""

@@ -18,9 +18,12 @@ from torch import Tensor
 from latentworks.diffusion.process import Process
 from latentworks.types import Denoise, RandnLike, Step
 
-__all__ = ["SAMPLERS", "Sampler", "ddim", "dpmpp_2m", "plms", "repaint", "unipc", "walk"]
+__all__ = ["JUMP", "RESAMPLE", "SAMPLERS", "Sampler", "ddim", "dpmpp_2m", "plms", "repaint", "unipc", "walk"]
 
 Sampler = Callable[..., Iterator[Step]]
+
+JUMP, RESAMPLE = 10, 10
+"""Steps that `repaint` goes back, and how often it then has taken them: the paper's."""
 
 _ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
@@ -120,8 +123,8 @@ def repaint(
     *,
     known: Float[Tensor, "b c h w"],
     mask: Bool[Tensor, "b 1 h w"],
-    jump: int = 10,
-    resample: int = 10,
+    jump: int = JUMP,
+    resample: int = RESAMPLE,
 ) -> Iterator[Step]:
     """RePaint, Algorithm 1 of arXiv:2201.09865: fills the hole (``mask`` true) of ``known`` with a model not trained to.
 

@@ -95,10 +95,8 @@ def boxes_within(boxes: Sequence[Box], area: Area, visible: float = 0.25) -> lis
         top, bottom = max(box["y"], y0), min(box["y"] + box["height"], y1)
         inside = max(right - left, 0.0) * max(bottom - top, 0.0)
         if inside > 0 and inside >= visible * min(box["width"] * box["height"], (x1 - x0) * (y1 - y0)):
-            cut = box.copy()
-            cut["x"], cut["width"] = (left - x0) / (x1 - x0), (right - left) / (x1 - x0)
-            cut["y"], cut["height"] = (top - y0) / (y1 - y0), (bottom - top) / (y1 - y0)
-            seen.append(cut)
+            x, y, width, height = (left - x0) / (x1 - x0), (top - y0) / (y1 - y0), (right - left) / (x1 - x0), (bottom - top) / (y1 - y0)
+            seen.append({**box, "x": x, "y": y, "width": width, "height": height})
     return seen
 
 

@@ -13,7 +13,8 @@ from latentworks.conditioners import (
 )
 from latentworks.data.transforms import Preprocess
 from latentworks.diffusion.process import ProcessConfig
-from latentworks.recipe import DiffusionRecipe, FirstStageRecipe, Recipe, SamplingDefaults
+from latentworks.noisy_classifier import NoisyClassifierConfig
+from latentworks.recipe import ClassifierRecipe, DiffusionRecipe, FirstStageRecipe, Recipe, SamplingDefaults
 from latentworks.recipes.small import openmoji_64_ae
 from latentworks.train import TrainConfig
 from latentworks.unet import UNetConfig
@@ -55,6 +56,18 @@ def _task(
     )
 
 
+def _classifier() -> ClassifierRecipe:
+    """Of the classes of `scenes-class`, for a sixth of its time."""
+    return ClassifierRecipe(
+        name="scenes-classifier",
+        data=Preprocess(size=64),
+        first_stage=_scenes_ae().first_stage,
+        process=ProcessConfig(prediction="v"),
+        classifier=NoisyClassifierConfig(unet=_UNET_64.replace(channels=32, head_channels=32, dropout=0.1), classes=1),
+        train=_TRAINING.replace(steps=2500, ema=0.99).model_dump(),
+    )
+
+
 _WHOLE_128 = Preprocess(size=128)
 
 TASKS: dict[str, Callable[[], Recipe]] = {
@@ -62,6 +75,7 @@ TASKS: dict[str, Callable[[], Recipe]] = {
     "scenes-unconditional": _task("scenes-unconditional", (), Preprocess(size=64, flip=True), variants=2),
     "scenes-class": _task("scenes-class", (LabelConfig(classes=1, width=128, dropout=0.1),), guidance=2.0),
     "scenes-class-vector": _task("scenes-class-vector", (LabelConfig(classes=1, width=160, route="vector", dropout=0.1),), guidance=2.0),
+    "scenes-classifier": _classifier,
     "scenes-map": _task("scenes-map", (SegmentationConfig(classes=1, channels=8),)),
     "scenes-layout": _task("scenes-layout", (_LAYOUT,), _WHOLE_128, _UNET_128, guidance=2.0),
     "scenes-text": _task("scenes-text", (_TEXT,), _WHOLE_128, _UNET_128, guidance=3.0),
