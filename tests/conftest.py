@@ -11,8 +11,8 @@ from jaxtyping import install_import_hook
 torch.set_num_threads(1)
 
 CHECKED = (
-    "conditioners", "diffusion", "first_stage", "model", "nn.attention", "nn.blocks", "nn.discriminator", "nn.quantizer", "nn.transformer",
-    "noisy_classifier", "objectives", "random", "unet",
+    "conditioners", "diffusion", "first_stage", "image_guidance", "model", "nn.attention", "nn.blocks", "nn.discriminator", "nn.quantizer",
+    "nn.transformer", "noisy_classifier", "objectives", "random", "unet",
 )  # fmt: skip
 install_import_hook([f"latentworks.{name}" for name in CHECKED], "beartype.beartype")  # shapes and types at every call
 
