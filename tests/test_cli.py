@@ -78,7 +78,7 @@ BAD = {
     "a file above a run": ([*AE, "--data", "data", "--out", "file/run"], "cannot write file/run"),
     "a run folder that is none": ([*AE, "--data", "data", "--out", "full"], "full is not empty and no run of ours: give another --out"),
     "a bad time": ([*AE, "--data", "data", "--for", "soon"], "--for 'soon': write a time such as 90s, 110m or 1.5h"),
-    "fine-tuning of another kind": ([*AE, "--data", "data", "--from", "model"], "--from: openmoji-64 is a latent_diffusion model"),
+    "fine-tuning of another kind": ([*LDM, "--data", "data", "--from", "stage"], "--from: openmoji-64-ae is a first_stage model"),
     "encoding for a first stage": (
         ["encode", "openmoji-64-ae", *SET_AE, "--data", "data", "--first-stage", "stage"],
         "trains a first stage, which has no",
@@ -92,10 +92,15 @@ BAD = {
     "no steps": ([*SAMPLE, "--steps", "0"], "steps: Input should be greater than or equal to 1 (got 0)"),
     "a prompt for a model without text": (
         ["sample", "plain", "red", "-o", "out"],
-        "prompt: this model takes no text; it takes no condition",
+        "prompt: this model does not take text; it takes no condition",
     ),
     "a bad size": ([*SAMPLE, "--size", "big"], "--size 'big': write pixels as 64 or WIDTHxHEIGHT, e.g. 96x64"),
-    "an odd size": ([*SAMPLE, "--size", "18x16"], "size: width 18 is not possible with this model: use a multiple of 4"),
+    "no size": ([*SAMPLE, "--size", "0x16"], "size: 0 x 16 has no pixels"),
+    "tiles that cannot be halved": (
+        [*SAMPLE, "--tile", "18"],
+        "tile: 18 pixels cannot be halved as often as the model does: use a multiple of 4",
+    ),
+    "boxes that are none": ([*SAMPLE, "--boxes", "file"], "--boxes file cannot be read"),
     "an unknown device": ([*SAMPLE, "--device", "tpu"], "device: Input should be 'auto', 'cpu', 'cuda' or 'mps' (got 'tpu')"),
     "a file in the way of images": (["sample", "model", "red", "--steps", "1", "-o", "file"], "cannot write file/red-0.png"),
     "information on nothing": (["info", "opnmoji-64"], "no model or recipe 'opnmoji-64': did you mean 'openmoji-64'?"),

@@ -21,7 +21,7 @@ MISTAKES = [
     (["conditioners.0.kind=txt"], "conditioners.0: Input tag 'txt' found using 'kind' does not match any of the expected tags"),
     (["data={}"], "data.size: is required"),
     (["unet.multipliers=[]"], "unet: multipliers: give one positive integer per level, not []"),
-    (["kind=ldm"], "recipe kind 'ldm': allowed: first_stage, latent_diffusion"),
+    (["kind=ldm"], "recipe kind 'ldm': allowed: classifier, first_stage, latent_diffusion"),
     (["train.batch"], "'train.batch': write a setting as key=value, e.g. train.batch=32"),
     (["train.batch=[2"], "'train.batch=[2': the value is no YAML; quote it"),
 ]

@@ -229,7 +229,8 @@ def test_every_other_mismatch_is_named_before_anything_is_copied():
         assert [key for key, value in other.state_dict().items() if not torch.equal(value, before[key])] == []
         with pytest.raises(ValueError, match=r"has no place here|instead of"):
             start_from(model, other, recipe)
-    with pytest.raises(ValueError, match="--from: openmoji-64 is a latent_diffusion model, but another kind is to be trained"):
-        start_from(model.first_stage, model, recipe)
+    with pytest.raises(ValueError, match="--from: openmoji-64-ae is a first_stage model, but another kind is to be trained"):
+        start_from(model, model.first_stage, ae())
+    assert start_from(model.first_stage, model, recipe) == [], "its own first stage is there"
     assert ldm().name == recipe.name
     assert ae().kind == "first_stage"

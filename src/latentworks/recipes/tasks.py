@@ -37,23 +37,28 @@ def _scenes_ae() -> FirstStageRecipe:
 
 def _task(
     name: str,
+    what: str,
     conditioners: Sequence[ConditionerConfig],
     data: Preprocess = Preprocess(size=64),
     unet: UNetConfig = _UNET_64,
     variants: int = 1,
     guidance: float = 1.0,
 ) -> Callable[[], DiffusionRecipe]:
-    return lambda: DiffusionRecipe(
-        name=name,
-        data=data,
-        variants=variants,
-        first_stage=_scenes_ae().first_stage,
-        conditioners=tuple(conditioners),
-        unet=unet,
-        process=ProcessConfig(prediction="v"),
-        train=_TRAINING,
-        sampling=SamplingDefaults(steps=25, guidance=guidance),
-    )
+    def make() -> DiffusionRecipe:
+        return DiffusionRecipe(
+            name=name,
+            data=data,
+            variants=variants,
+            first_stage=_scenes_ae().first_stage,
+            conditioners=tuple(conditioners),
+            unet=unet,
+            process=ProcessConfig(prediction="v"),
+            train=_TRAINING,
+            sampling=SamplingDefaults(steps=25, guidance=guidance),
+        )
+
+    make.__doc__ = what
+    return make
 
 
 def _classifier() -> ClassifierRecipe:
@@ -72,17 +77,48 @@ _WHOLE_128 = Preprocess(size=128)
 
 TASKS: dict[str, Callable[[], Recipe]] = {
     "scenes-ae": _scenes_ae,
-    "scenes-unconditional": _task("scenes-unconditional", (), Preprocess(size=64, flip=True), variants=2),
-    "scenes-class": _task("scenes-class", (LabelConfig(classes=1, width=128, dropout=0.1),), guidance=2.0),
-    "scenes-class-vector": _task("scenes-class-vector", (LabelConfig(classes=1, width=160, route="vector", dropout=0.1),), guidance=2.0),
+    "scenes-unconditional": _task(
+        "scenes-unconditional", "Scenes without a condition, 64 px.", (), Preprocess(size=64, flip=True), variants=2
+    ),
+    "scenes-class": _task(
+        "scenes-class",
+        "Class to image, the class as a token of cross-attention, 64 px.",
+        (LabelConfig(classes=1, width=128, dropout=0.1),),
+        guidance=2.0,
+    ),
+    "scenes-class-vector": _task(
+        "scenes-class-vector",
+        "Class to image, the class added to the time embedding, 64 px.",
+        (LabelConfig(classes=1, width=160, route="vector", dropout=0.1),),
+        guidance=2.0,
+    ),
     "scenes-classifier": _classifier,
-    "scenes-map": _task("scenes-map", (SegmentationConfig(classes=1, channels=8),)),
-    "scenes-layout": _task("scenes-layout", (_LAYOUT,), _WHOLE_128, _UNET_128, guidance=2.0),
-    "scenes-text": _task("scenes-text", (_TEXT,), _WHOLE_128, _UNET_128, guidance=3.0),
-    "scenes-sr": _task("scenes-sr", (LowResConfig(degradation="bsr"),), _CROPS, variants=4),
-    "scenes-sr-bicubic": _task("scenes-sr-bicubic", (LowResConfig(),), _CROPS, variants=4),
-    "scenes-inpaint": _task("scenes-inpaint", (MaskedImageConfig(),), _CROPS, variants=4),
-    "scenes-text-sr": _task("scenes-text-sr", (_TEXT, LowResConfig()), Preprocess(size=64)),
-    "scenes-layout-map": _task("scenes-layout-map", (_LAYOUT, SegmentationConfig(classes=1, channels=8)), Preprocess(size=64)),
+    "scenes-map": _task("scenes-map", "Label map to image, 64 px.", (SegmentationConfig(classes=1, channels=8),)),
+    "scenes-layout": _task("scenes-layout", "Boxes to image, 128 px.", (_LAYOUT,), _WHOLE_128, _UNET_128, guidance=2.0),
+    "scenes-text": _task("scenes-text", "Captions that count and relate to image, 128 px.", (_TEXT,), _WHOLE_128, _UNET_128, guidance=3.0),
+    "scenes-sr": _task(
+        "scenes-sr",
+        "Super-resolution x4 of degraded images, trained on 64 px crops.",
+        (LowResConfig(degradation="bsr"),),
+        _CROPS,
+        variants=4,
+    ),
+    "scenes-sr-bicubic": _task(
+        "scenes-sr-bicubic",
+        "Super-resolution x4 of images reduced bicubically, trained on 64 px crops.",
+        (LowResConfig(),),
+        _CROPS,
+        variants=4,
+    ),
+    "scenes-inpaint": _task("scenes-inpaint", "Inpainting, trained on 64 px crops.", (MaskedImageConfig(),), _CROPS, variants=4),
+    "scenes-text-sr": _task(
+        "scenes-text-sr", "A caption and a small image to image, 64 px: a hybrid.", (_TEXT, LowResConfig()), Preprocess(size=64)
+    ),
+    "scenes-layout-map": _task(
+        "scenes-layout-map",
+        "Boxes and a label map to image, 64 px: a hybrid.",
+        (_LAYOUT, SegmentationConfig(classes=1, channels=8)),
+        Preprocess(size=64),
+    ),
 }
 """The last two are hybrids: tokens and channels in one model."""
