@@ -35,8 +35,11 @@ from latentworks.unet import UNet, UNetConfig
 STEPS = 5
 AS_RECORDED = torch.backends.cpu.get_cpu_capability() == "AVX512"  # type: ignore[no-untyped-call]
 """Whether this CPU rounds as the one that the authors' code ran on."""
-FACTOR = 1 if AS_RECORDED else 100
-"""By how much tolerances of the GAN runs are wider elsewhere."""
+
+
+def wider(step: int) -> float:
+    """By how much the tolerances of a GAN run are wider at a step, on a CPU that rounds otherwise."""
+    return 1 if AS_RECORDED else 100 if step < 2 else 5000
 
 
 class Recorded:
@@ -148,22 +151,22 @@ def test_first_stage_gan(golden: Path, kind: str) -> None:
     compared = 0
     for theirs, ours in terms.items():
         for step, value in enumerate(want.get(f"log.{theirs}", torch.empty(0)).tolist()):
-            tolerance = 1e-5 * (1 if AS_RECORDED else FACTOR if step < 2 else 50 * FACTOR)
+            tolerance = 1e-5 * wider(step)
             assert abs(logs[step][ours] - value) < tolerance * max(abs(value), 1.0), (theirs, step, logs[step][ours], value)
             compared += 1
     assert compared == 8 * STEPS
     for step, value in enumerate(want["log.opt0.train/d_weight"].tolist()):
-        assert relative(logs[step]["adversarial_weight"], value) < 1e-4 * FACTOR, (step, logs[step]["adversarial_weight"], value)
+        assert relative(logs[step]["adversarial_weight"], value) < 1e-4 * wider(step), (step, logs[step]["adversarial_weight"], value)
     trained = [k.removeprefix("grad_norm.") for k in want if k.startswith("grad_norm.")]
     grads = {key: gradients[our_key(names, key)].norm() for key in trained}
-    assert compare_norms(want, "grad_norm.", grads, 1e-4) > 50
+    assert compare_norms(want, "grad_norm.", grads, 1e-4 if AS_RECORDED else 1e-2) > 50
     now = {f"{name}.{k}": v for name, module in state.modules.items() for k, v in module.state_dict().items()}
     moved = {key: (now[our_key(names, key)] - start[our_key(names, key)]).norm() for key in trained}
-    assert compare_norms(want, "moved_norm.", moved, 1e-3 * FACTOR) > 50
+    assert compare_norms(want, "moved_norm.", moved, 1e-3 if AS_RECORDED else 0.2) > 50
     finals = [k.removeprefix("final.") for k in want if k.startswith("final.")]
     for key in finals:
         assert torch.allclose(
-            now[our_key(names, key)], want[f"final.{key}"], atol=1e-3 * FACTOR * float(want[f"final.{key}"].abs().max())
+            now[our_key(names, key)], want[f"final.{key}"], atol=(1e-3 if AS_RECORDED else 0.2) * float(want[f"final.{key}"].abs().max())
         ), key
     assert len(finals) >= 3
 
@@ -220,7 +223,7 @@ def test_latent_diffusion(golden: Path, name: str, loss: str) -> None:
         assert want[f"grad_norm.{key}"] == want[f"moved_norm.{key}"] == 0, key
         trained.remove(key)
     grads = {key: gradients["model." + names[key]].norm() for key in trained}
-    assert compare_norms(want, "grad_norm.", grads, 1e-4) > 50
+    assert compare_norms(want, "grad_norm.", grads, 1e-4 if AS_RECORDED else 1e-2) > 50
     now = model.state_dict()
     moved = {key: (now[names[key]] - start[names[key]]).norm() for key in trained}
     assert compare_norms(want, "moved_norm.", moved, 1e-3) > 50
