@@ -1,18 +1,18 @@
-"""Beyond the training size, in tiles: are they seen in the picture, and what do memory and time come to.
+"""Beyond the training size, in tiles: are they seen in the picture, and what do memory and time come to. Linux only.
 
 The first stage is given photographs (scikit-image's) of 256 x 256 pixels, as a whole and in 4 x 4 tiles: the largest difference between the
-two, of images in 255ths; and the mean difference of neighbouring pixels across the tiles' borders over that elsewhere, of both. Then the
+two, of images in 255ths; and the mean difference of neighbouring pixels across the tiles' borders over that beside them, as a share of the
+same in the whole. The latter is also taken where the tiles of samples begin and end, by itself. Then the
 model draws, unguided, with tiles of its training size: peak memory (highest resident size of a process of its own) at 512 and 1,024 pixels
 a side, beside that without tiles; and the time of the larger one with the model's own sampler and steps.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,14 @@ from record import save, table
 from torch import Tensor
 
 from latentworks.data.transforms import to_tensor
+from latentworks.diffusion.tiling import windows
 from latentworks.first_stage import FirstStage
 from latentworks.first_stage.tiled import in_tiles
-from latentworks.pipeline import Drawn, load
+from latentworks.pipeline import Drawn, Pipeline, load
 from latentworks.request import SampleRequest
 
 PHOTOGRAPHS = ("astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png", "rocket.jpg")
 SIDE, TILES = 256, 4
-UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, KiB on Linux
 
 
 def photographs() -> Float[Tensor, "b 3 h w"]:
@@ -47,14 +47,17 @@ def photographs() -> Float[Tensor, "b 3 h w"]:
     return to_tensor(np.stack(pixels))
 
 
-def steepness(images: Float[Tensor, "b c h w"], every: int) -> float:
-    """Mean |difference| of neighbours on either side of every ``every``-th row and column over that of all others."""
+def steepness(images: Float[Tensor, "b c h w"], borders: Sequence[int], factor: int, near: int = 2) -> float:
+    """Mean |difference| of neighbours where these rows and columns begin, over that at ``near`` places before and after each.
+
+    They are as far from a pixel of the latent: a decoder that enlarges ``factor`` times leaves its own mark at each of those.
+    """
     across, elsewhere = [], []
     for x in (images, images.transpose(2, 3)):
-        difference = x.diff(dim=2).abs().mean(dim=(0, 1, 3))
-        border = torch.arange(1, x.shape[2]) % every == 0
-        across.append(difference[border])
-        elsewhere.append(difference[~border])
+        difference = x.diff(dim=2).abs().mean(dim=(0, 1, 3))  # of rows i and i + 1
+        places = {border + k * factor for border in borders for k in range(-near, near + 1)} - set(borders)
+        across.append(difference[[border - 1 for border in borders]])
+        elsewhere.append(difference[[place - 1 for place in sorted(places)]])
     return float(torch.cat(across).mean() / torch.cat(elsewhere).mean())
 
 
@@ -80,12 +83,28 @@ def first_stage_rows(first_stage: FirstStage) -> list[dict[str, Any]]:
     image, whole_seconds = timed(lambda each: first_stage.decode(each).clamp(-1, 1), z)
     image_of_tiles, seconds = timed(lambda each: first_stage.decode(each, run).clamp(-1, 1), z)
     apart = 127.5 * float((image_of_tiles - image).abs().max())
-    borders = [round(steepness(images, SIDE // TILES), 4) for images in (image, image_of_tiles)]
+    borders = range(SIDE // TILES, SIDE, SIDE // TILES)
+    border = round(
+        steepness(image_of_tiles, borders, first_stage.factor) / steepness(image, borders, first_stage.factor), 4
+    )  # what a picture shows is nowhere the same
     return [
         *rows,
-        {"what": "decode, whole", "seconds": whole_seconds, "border_over_elsewhere": borders[0]},
-        {"what": f"decode, {cut}", "seconds": seconds, "border_over_elsewhere": borders[1], "largest_difference": f"{apart:.1e}/255"},
+        {"what": "decode, whole", "seconds": whole_seconds},
+        {"what": f"decode, {cut}", "seconds": seconds, "border_over_elsewhere": border, "largest_difference": f"{apart:.1e}/255"},
     ]
+
+
+def sample_row(pipe: Pipeline, n: int = 8) -> dict[str, Any]:
+    """Where a sample's tiles begin and end, in pixels: is it seen?"""
+    settings = {"size": (SIDE, SIDE), "n": n, "batch": n, "tile": pipe.size, "guidance": 1.0}
+    request = pipe.resolve(SampleRequest.parse(settings))
+    *_, drawn = pipe.draw(request)
+    assert isinstance(drawn, Drawn)
+    factor = pipe.model.first_stage.factor
+    tiles = windows(SIDE // factor, pipe.size // factor, (request.overlap or 0) // factor)
+    ends = {side * factor for start, weights in tiles for side in (start, start + len(weights))} - {0, SIDE}
+    border = round(steepness(to_tensor(drawn.pixels), sorted(ends), factor), 4)
+    return {"what": f"{n} samples of {SIDE} x {SIDE} px, tiles of {pipe.size} px", "border_over_elsewhere": border}
 
 
 def draw(model: str, side: int, tiled: bool, steps: int | None) -> dict[str, Any]:
@@ -96,7 +115,9 @@ def draw(model: str, side: int, tiled: bool, steps: int | None) -> dict[str, Any
     *_, drawn = pipe.draw(SampleRequest.parse(settings))
     assert isinstance(drawn, Drawn)
     what = f"sample of {side} x {side} px, {f'tiles of {pipe.size} px' if tiled else 'whole'}"
-    took, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
+    took = time.perf_counter() - began
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    peak = int(line.split()[1]) * 1024  # not ru_maxrss, which a process begins with what its parent had
     return {"what": what, "steps": drawn.requests[0].steps, "peak_mb": round(peak / 1e6), "seconds": round(took, 1)}
 
 
@@ -116,7 +137,8 @@ def main() -> None:
         side, tiled, steps = (int(value) for value in options.draw)
         print(json.dumps(draw(options.model, side, bool(tiled), steps or None)))
         return
-    rows = first_stage_rows(load(options.model).model.first_stage)
+    pipe = load(options.model)
+    rows = [*first_stage_rows(pipe.model.first_stage), sample_row(pipe)]
     for side, tiled, steps in ((512, 0, 1), (512, 1, 1), (1024, 0, 1), (1024, 1, options.steps or 0)):  # memory is that of one step
         rows.append(apart(options.model, "--draw", str(side), str(tiled), str(steps)))
     columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -65,8 +65,8 @@ def test_the_net_sees_its_training_size_and_an_image_does_not_depend_on_its_batc
 def test_what_fits_one_tile_is_drawn_as_without(of_text):
     (plain,), (tiled,) = of_text("red", steps=2, size=(12, 15)), of_text("red", steps=2, size=(12, 15), tile=16)
     assert plain.tobytes() == tiled.tobytes()
-    assert of_text.resolve(SampleRequest(tile=16)).overlap == 4
-    assert of_text.resolve(SampleRequest(tile=12)).overlap == 2, "a quarter, in whole pixels of the latent"
+    assert of_text.resolve(SampleRequest(tile=16)).overlap == 8
+    assert of_text.resolve(SampleRequest(tile=12)).overlap == 6, "half, in whole pixels of the latent"
 
 
 def test_noise_is_drawn_for_the_whole():

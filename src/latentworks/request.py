@@ -37,7 +37,7 @@ class SampleRequest(Config):
     retraining: see `ImageGuidanceConfig`; ``mask`` is then that of ``guide`` "mask". With ``to_seed`` the images lie evenly between the
     noise of ``seed`` and that one, or at ``position`` (0 to 1) between them. ``classifier``: a run of a classifier recipe, whose gradient,
     times ``classifier_scale`` (default 1), leads towards ``label``, also a model that knows no classes. With ``tile`` the
-    model sees so many pixels a side at a time, ``overlap`` of which neighbours share (a quarter); it then needs the memory of a tile.
+    model sees so many pixels a side at a time, ``overlap`` of which neighbours share (half); it then needs the memory of a tile.
     """
 
     prompt: str | tuple[str, ...] | None = None

@@ -56,7 +56,7 @@ def sample(
     eta: Annotated[float | None, typer.Option(help="Noise of ddim: 0 is deterministic, 1 as much as ddpm.")] = None,
     size: Annotated[str | None, typer.Option(help="Pixels, as 64 or WIDTHxHEIGHT; default the training size.")] = None,
     tile: Annotated[int | None, typer.Option(help="Draw in tiles of so many pixels a side: an image of any size in little memory.")] = None,
-    overlap: Annotated[int | None, typer.Option(help="Pixels that neighbouring tiles share; default a quarter of a tile.")] = None,
+    overlap: Annotated[int | None, typer.Option(help="Pixels that neighbouring tiles share; default half a tile.")] = None,
     batch: Annotated[int, typer.Option(help="Images drawn at once; changes speed and memory only.")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="float32, or bf16: faster where the processor has it.")] = "float32",

@@ -104,4 +104,4 @@ def _check(tile: int, overlap: int) -> None:
     if tile < 1:
         raise ValueError(f"tile: {tile} is not possible: use the size the model was trained at")
     if not 0 <= overlap < tile:
-        raise ValueError(f"overlap: {overlap} is not possible with tiles of {tile}: use 0 to {tile - 1}, a quarter of the tile for example")
+        raise ValueError(f"overlap: {overlap} is not possible with tiles of {tile}: use 0 to {tile - 1}, half the tile for example")
