@@ -38,7 +38,7 @@ def test_files_and_functions_can_be_taken_in_at_a_glance():
         long += [f"{path.name}: {n} lines"] if (n := len(text.splitlines())) > 300 else []
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
-                first = node.body[0] if path.parent.name == "cli" else node  # a command's signature is its help
+                first = node.body[0] if (path.name, node.name) == ("sample.py", "sample") else node  # its signature is its help
                 if (n := 1 + node.end_lineno - first.lineno) > 40:
                     long.append(f"{path.name}: {node.name} has {n} lines")
     assert long == []

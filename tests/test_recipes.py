@@ -9,14 +9,17 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from latentworks.checkpoints.native import load_folder, load_newest_state, save_folder
+from latentworks.checkpoints.native import load_folder, load_newest_state, save_folder, save_state
 from latentworks.data.scenes import write_scenes
 from latentworks.first_stage import IdentityConfig, build_first_stage
 from latentworks.pipeline import load
 from latentworks.preparation import RunRequest
-from latentworks.recipe import ClassifierRecipe, FirstStageRecipe, build_diffusion
+from latentworks.random import generator
+from latentworks.recipe import ClassifierRecipe, FirstStageRecipe, build_diffusion, build_model, build_objective
 from latentworks.recipes import RECIPES
+from latentworks.request import SampleRequest
 from latentworks.runs import Message, Progress, train_run
+from latentworks.train import make_accelerator, train
 from narrow import STEPS, narrow
 from toys import ae, image_folder
 
@@ -104,6 +107,47 @@ def test_a_recipe_trains_saves_resumes_and_samples(name, data, tmp_path, monkeyp
     assert len(list((tmp_path / "cache").glob("text-*"))) == ("frozen_text" in conditions(recipe))
     drawn = load(tmp_path / "run")(**condition_of(recipe), n=2)
     assert [image.size for image in drawn] == [(recipe.data.out_size,) * 2] * 2
+
+
+class Embedded:
+    """Random images with embeddings, which no folder has: data of one's own."""
+
+    def __init__(self, side, width):
+        self.side, self.width = side, width
+
+    def indices_for(self, step, batch):
+        return list(range(step * batch, (step + 1) * batch))
+
+    def batch(self, indices, step=None):
+        images = torch.stack([torch.randn(3, self.side, self.side, generator=generator("image", i)) for i in indices])
+        features = torch.stack([torch.randn(2, self.width, generator=generator("embedding", i)) for i in indices])
+        return {"index": torch.tensor(indices), "image": images, "text_features": features}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_with_embeddings_of_ones_own_it_trains_saves_resumes_and_samples(name, tmp_path):
+    recipe = narrow(RECIPES[name]())
+    torch.manual_seed(0)
+    model = build_model(recipe)
+    model.first_stage.set_statistics(torch.zeros(model.first_stage.channels), torch.tensor(0.3))
+    data = Embedded(recipe.data.out_size, recipe.conditioners[0].width)
+
+    def run(state=None):
+        yield from train(build_objective(recipe, model), data, recipe.train, accelerator=make_accelerator(recipe.train), resume=state)
+
+    for stepped in run():
+        if stepped.step == 8:
+            save_state(tmp_path / "run", stepped.step, stepped.state.tensors())
+            break
+    state, complaints = load_newest_state(tmp_path / "run")
+    assert complaints == []
+    steps = list(run(state))
+    assert [stepped.step for stepped in steps] == list(range(9, STEPS + 1))
+    with steps[-1].state.averaged():
+        save_folder(tmp_path / "model", model, recipe)
+    pipeline, batch = load(tmp_path / "model"), data.batch([0, 1])
+    *_, drawn = pipeline.draw_batch(batch, SampleRequest(steps=2))
+    assert drawn.pixels.shape == (2, recipe.data.out_size, recipe.data.out_size, 3)
 
 
 @pytest.mark.parametrize("name", REFUSED)

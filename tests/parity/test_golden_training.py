@@ -37,9 +37,11 @@ AS_RECORDED = torch.backends.cpu.get_cpu_capability() == "AVX512"  # type: ignor
 """Whether this CPU rounds as the one that the authors' code ran on."""
 
 
-def wider(step: int) -> float:
-    """By how much the tolerances of a GAN run are wider at a step, on a CPU that rounds otherwise."""
-    return 1 if AS_RECORDED else 100 if step < 2 else 5000
+def wider(step: int, stepped: bool = False) -> float:
+    """By how much tolerances of a GAN run are wider on a CPU that rounds otherwise: not at all until an optimiser has ``stepped``."""
+    if AS_RECORDED or (step == 0 and not stepped):
+        return 1
+    return 100 if step < 2 else 5000
 
 
 class Recorded:
@@ -151,7 +153,7 @@ def test_first_stage_gan(golden: Path, kind: str) -> None:
     compared = 0
     for theirs, ours in terms.items():
         for step, value in enumerate(want.get(f"log.{theirs}", torch.empty(0)).tolist()):
-            tolerance = 1e-5 * wider(step)
+            tolerance = 1e-5 * wider(step, stepped=theirs.startswith("opt1"))
             assert abs(logs[step][ours] - value) < tolerance * max(abs(value), 1.0), (theirs, step, logs[step][ours], value)
             compared += 1
     assert compared == 8 * STEPS
@@ -159,7 +161,9 @@ def test_first_stage_gan(golden: Path, kind: str) -> None:
         assert relative(logs[step]["adversarial_weight"], value) < 1e-4 * wider(step), (step, logs[step]["adversarial_weight"], value)
     trained = [k.removeprefix("grad_norm.") for k in want if k.startswith("grad_norm.")]
     grads = {key: gradients[our_key(names, key)].norm() for key in trained}
-    assert compare_norms(want, "grad_norm.", grads, 1e-4 if AS_RECORDED else 1e-2) > 50
+    before = {key: value for key, value in want.items() if AS_RECORDED or not key.startswith("grad_norm.loss.discriminator.")}
+    assert compare_norms(before, "grad_norm.", grads, 1e-4) > (50 if AS_RECORDED else 40)
+    assert compare_norms(want, "grad_norm.", grads, 1e-4 if AS_RECORDED else 1e-2) > 50  # the discriminator's come after a step
     now = {f"{name}.{k}": v for name, module in state.modules.items() for k, v in module.state_dict().items()}
     moved = {key: (now[our_key(names, key)] - start[our_key(names, key)]).norm() for key in trained}
     assert compare_norms(want, "moved_norm.", moved, 1e-3 if AS_RECORDED else 0.2) > 50

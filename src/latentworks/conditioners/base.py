@@ -11,7 +11,6 @@ from latentworks.types import Batch, Cond, Gives
 __all__ = ["Conditioner", "Encode"]
 
 
-@runtime_checkable  # beartype checks arguments in tests
 @runtime_checkable  # so that tests can check it at every call
 class Encode(Protocol):
     """Image in [-1, 1] -> latent (mode of the posterior), for conditions that are images.
