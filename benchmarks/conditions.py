@@ -20,6 +20,7 @@ import torch
 from judges import Boxed, confusion, iou, scenes, singles
 from judging import FOLDER, Judge, centres, parse, pixels, related, within
 from record import save, table
+from restoration import pipeline as sized
 
 from latentworks.conditioners import LabelConditioner
 from latentworks.conditions import droppable
@@ -29,7 +30,7 @@ from latentworks.data.scenes import never_together
 from latentworks.data.transforms import from_tensor
 from latentworks.metrics.distances import frechet_distance
 from latentworks.metrics.features import Lite0Features, collect, extract
-from latentworks.pipeline import Drawn, Pipeline, load
+from latentworks.pipeline import Drawn, Pipeline
 from latentworks.request import SampleRequest
 from latentworks.types import Batch, Box
 
@@ -124,7 +125,7 @@ TASKS = {
     "layout": Task("boxes", 24, (128,), ask_layout, judge_layout, ("boxes", "boxes_without", "boxes_empty")),
     "class": Task("label", 48, (64, 128), ask_class, judge_class, ("class_{}",)),
     "map": Task("segmentation", 48, (64, 128), ask_map, judge_map, ("miou_{}", "pixels_{}")),
-    "text": Task("text", 48, (128,), ask_text, judge_text, ("presence_precision", "presence_recall", "relation")),
+    "text": Task("text", 48, (128,), ask_text, judge_text, ("present", "present_without", "relation")),
 }
 
 
@@ -203,9 +204,10 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=2000, help="real images the distance is taken to (default: 2000)")
     parser.add_argument("--guidance", type=float, nargs="+", help="scales (default: 1 2 3 5, or 1 for a model that needs its condition)")
     parser.add_argument("--steps", type=int, default=25, help="of sampling (default: 25)")
+    parser.add_argument("--size", type=int, help="pixels a side, larger ones convolutionally (default: what the model was trained on)")
     parser.add_argument("--seed", type=int, default=0, help="of the first image drawn (default: 0)")
     options = parser.parse_args()
-    task, pipeline = TASKS[options.task], None if options.model is None else load(options.model)
+    task, pipeline = TASKS[options.task], None if options.model is None else sized(options.model, options.size)
     if pipeline is not None:
         check(options.task, pipeline)
     size = task.sizes[-1] if pipeline is None else pipeline.size

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent / "judges"
 ANSWERS = 1 + len(CATEGORIES)  # 0 is background, category k is k + 1
 SINGLE = 64  # pixels a side at which an object that is alone is looked at
 FILLED, COVERED = 0.5, 0.1  # of a box, by what is around the pixels of a category and by the pixels: from there on it is in the box
-ENOUGH, ALONE = 0.003, 0.02  # of all pixels, from which a category counts as present, and as the object that is alone
+ENOUGH, ALONE = 0.005, 0.02  # of all pixels, from which a category counts as present, and as the object that is alone
 BATCH = 64
 
 Corners = tuple[float, float, float, float]
@@ -41,7 +41,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.PixelUnshuffle(2), _block(12, 24))
         self.quarter = nn.Sequential(nn.PixelUnshuffle(2), _block(96, 64), _block(64, 64))
-        self.eighth = nn.Sequential(nn.MaxPool2d(2), _block(64, 128), _block(128, 128), _block(128, 128), nn.Conv2d(128, 64, 1))
+        self.eighth = nn.Sequential(nn.MaxPool2d(2), _block(64, 160), *(_block(160, 160) for _ in range(3)), nn.Conv2d(160, 64, 1))
         self.joined = _block(128, 96)
         self.kind = nn.Conv2d(96, len(CATEGORIES), 1)
         self.to_half = nn.PixelShuffle(2)

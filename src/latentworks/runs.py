@@ -25,7 +25,7 @@ from torch import Tensor
 from latentworks.card import model_card
 from latentworks.checkpoints.native import is_model_folder, load_folder, save_folder, save_state
 from latentworks.data.dataset import ImageDataset
-from latentworks.data.latents import latent_statistics
+from latentworks.data.latents import latent_statistics, weights_digest
 from latentworks.first_stage.base import FirstStage
 from latentworks.grids import grid, save_sheet
 from latentworks.objectives.base import mean_over_processes
@@ -37,6 +37,7 @@ from latentworks.types import Batch
 __all__ = ["Message", "Progress", "RunRequest", "train_run"]
 
 HELD_OUT_BATCH = 32
+MEASURED = 2048  # images from which a first stage's latent statistics are taken
 
 
 @dataclass(frozen=True)
@@ -244,13 +245,16 @@ class _Run:
         yield self._evaluate(stepped)
         with stepped.state.averaged():
             if isinstance(self.prepared.model, FirstStage):
-                yield Message("computing latent statistics over the training images")
+                yield Message("computing latent statistics")
                 self._set_statistics(self.prepared.model)
             self._save_model("model", stepped.step, {})
         if isinstance(self.prepared.model, FirstStage) and is_model_folder(self.out / "best"):
             best, recipe = load_folder(self.out / "best")
             assert isinstance(best, FirstStage)
-            self._set_statistics(best.to(self.accelerator.device))
+            if weights_digest(best) == weights_digest(self.prepared.model):
+                best.set_statistics(self.prepared.model.mean, self.prepared.model.std)
+            else:
+                self._set_statistics(best.to(self.accelerator.device))
             save_folder(self.out / "best", best, recipe, (self.out / "best" / "README.md").read_text(encoding="utf-8"))
         write_mark(self.out / "last.json", {"step": stepped.step})
         done = stepped.step >= self.recipe.train.steps
@@ -258,4 +262,4 @@ class _Run:
 
     def _set_statistics(self, first_stage: FirstStage) -> None:
         images = ImageDataset(self.prepared.images.source, self.recipe.data.whole(), budget=0)
-        first_stage.set_statistics(*latent_statistics(first_stage, images.batches(64)))
+        first_stage.set_statistics(*latent_statistics(first_stage, images.batches(64, most=MEASURED)))

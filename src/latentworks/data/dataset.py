@@ -1,5 +1,6 @@
 """Batches of images from a source: order, augmentation and captions are functions of (seed, step, index), so nothing has to be saved."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -89,9 +90,10 @@ class ImageDataset:
         variants = self._drawn(indices, step)
         return {"image": self.images(indices, variants), **self.fields(indices, step, variants)}
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """Every readable image once, in order and plain."""
-        readable = ((i, image) for i in range(len(self)) if (image := self._fitted(i)) is not None)
+    def batches(self, size: int, most: int | None = None) -> Iterator[Batch]:
+        """Every readable image once, in order and plain; of more than ``most`` files every second, third, .. one."""
+        every = 1 if most is None else max(1, math.ceil(len(self) / most))
+        readable = ((i, image) for i in range(0, len(self), every) if (image := self._fitted(i)) is not None)
         while group := list(islice(readable, size)):
             indices, images = zip(*group, strict=True)
             yield {"image": self._cut(images, [PLAIN] * len(images)), **self.fields(indices)}
