@@ -66,7 +66,7 @@ def inputs() -> None:
         ):
             scene.save(PAGES / "scene.png")
             scene.resize((SIDE // 4, SIDE // 4), Image.Resampling.BICUBIC).save(PAGES / "small.png")
-            labels.resize((64, 64), Image.Resampling.NEAREST).save(PAGES / "map.png")
+            labels.save(PAGES / "map.png")
     Image.fromarray(draw_mask(SIDE, SIDE, np.random.default_rng(SEED))).save(PAGES / "mask.png")
 
 

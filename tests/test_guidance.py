@@ -150,6 +150,19 @@ def test_image_guidance_of_gaussian_data_gives_the_conditional_mean(t: int) -> N
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("t", [5, 300, 999])
+def test_image_guidance_with_noise_gives_the_mean_of_unit_data_given_a_noisy_view(t: int) -> None:
+    """x0 ~ N(0, 1) and y = x0 + noise e, value by value: E[x0 | x_t, y] in closed form."""
+    process, noise, x0, y = Process(ProcessConfig()), 0.2, *torch.randn(2, 3, 1, 2, 3, generator=torch.Generator().manual_seed(t))
+    steps = torch.full((3,), t)
+    alpha, sigma = process.at(steps)
+    x_t = process.add_noise(x0, torch.randn(x0.shape, generator=torch.Generator().manual_seed(1)), steps)
+    scale, left = alpha / (alpha**2 + sigma**2), sigma**2 / (alpha**2 + sigma**2)
+    guided = image(lambda x, _: scale * x, lambda x0: (x0 - y).square().flatten(1).sum(dim=1) / 2, process, 1.0, noise)
+    expected = scale * x_t + left / (left + noise**2) * (y - scale * x_t)
+    torch.testing.assert_close(guided(x_t, steps), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_image_guidance_descends_and_leaves_other_images_alone() -> None:
     data = Gaussian(300)
     loss = data.loss(torch.eye(2, dtype=torch.float64))

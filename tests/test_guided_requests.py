@@ -46,6 +46,7 @@ REQUESTS = [
     {"guide_image": "x.png", "guide_scale": 0.01},
     {"guide_image": "x.png", "guide": "grey", "guide_distance": "perceptual", "guide_scale": 0.01},
     {"guide_image": "x.png", "guide": "mask", "mask": "m.png", "guide_scale": 0.01},
+    {"guide_image": "x.png", "guide_noise": 0.5},
     INPAINT,
     REPAINT,
     {**INPAINT, "guide_image": "x.png", "guide_scale": 0.01},
@@ -99,6 +100,8 @@ def test_repaint_says_how_many_steps_it_takes(unconditional, files):
 REFUSED = [
     ({"guide": "down"}, "guide: it says how an image guides: give that too (--guide-image)"),
     ({"guide_scale": 2.0}, "guide_scale: it says how an image guides"),
+    ({"guide_noise": 0.1}, "guide_noise: it says how an image guides"),
+    ({"guide_image": "x.png", "guide_noise": 0.0}, "guide_noise: Input should be greater than 0 (got 0.0)"),
     ({"guide_image": "x.png", "guide_scale": -1.0}, "guide_scale: Input should be greater than or equal to 0 (got -1.0)"),
     ({"guide_image": "x.png", "guide": "sketch"}, "guide: Input should be 'identity', 'down', 'grey' or 'mask' (got 'sketch')"),
     ({"guide_image": "none.png"}, "guide_image: "),

@@ -12,7 +12,18 @@ sys.path.insert(0, str(BENCHMARKS))
 from judges import accuracy  # noqa: E402
 from judging import FOLDER, Judge  # noqa: E402
 
-ASKED = ("boxes", "boxes_without", "boxes_empty", "class_64", "class_128", "pixels_64", "pixels_128", "present", "present_without", "relation")
+ASKED = (
+    "boxes",
+    "boxes_without",
+    "boxes_empty",
+    "class_64",
+    "class_128",
+    "pixels_64",
+    "pixels_128",
+    "present",
+    "present_without",
+    "relation",
+)
 
 
 def test_the_judge_is_right():

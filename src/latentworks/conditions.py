@@ -78,7 +78,7 @@ def check_conditions(model: LatentDiffusion, request: SampleRequest) -> None:
         raise ValueError("mask: it marks the hole of an image: give that too (--image)")
     if request.strength is not None and (request.image is None or request.mask is not None):
         raise ValueError("strength: it says how much of an image is drawn anew: give --image, without --mask")
-    for name in ("guide", "guide_distance", "guide_scale"):
+    for name in ("guide", "guide_distance", "guide_scale", "guide_noise"):
         if getattr(request, name) is not None and request.guide_image is None:
             raise ValueError(f"{name}: it says how an image guides: give that too (--guide-image), or leave it out")
     if request.back_projection and request.upscale is None:
@@ -164,7 +164,7 @@ def guide_of(model: LatentDiffusion, request: SampleRequest, pictures: Pictures)
     """How far samples are from the image that guides them. Raises: ValueError where it does not go with what is drawn."""
     assert pictures.guide is not None
     device = model.first_stage.mean.device
-    given = {"guide": request.guide, "distance": request.guide_distance, "scale": request.guide_scale}
+    given = {"guide": request.guide, "distance": request.guide_distance, "scale": request.guide_scale, "noise": request.guide_noise}
     config = ImageGuidanceConfig.parse({name: value for name, value in given.items() if value is not None})
     hole = pictures.hole if config.guide == "mask" else None
     mask = None if hole is None else torch.from_numpy(hole)[None, None].to(device)

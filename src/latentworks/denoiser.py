@@ -26,7 +26,7 @@ def denoiser(model: LatentDiffusion, engine: Engine, request: SampleRequest, bat
         denoise = classifier(denoise, log_prob, model.process, request.classifier_scale)
     if pictures is not None and pictures.guide is not None:
         config, loss = guide_of(model, request, pictures)
-        denoise = image(denoise, loss, model.process, config.scale)
+        denoise = image(denoise, loss, model.process, config.scale, config.noise)
     return denoise
 
 

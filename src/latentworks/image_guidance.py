@@ -32,11 +32,14 @@ class ImageGuidanceConfig(Config):
     ``guide``: "identity", all of it; "down", its bicubic reduction to the image's size; "grey", without colour; "mask", what is outside a
     hole. ``distance``: "l2", half the sum of squares (the paper's Gaussian guider), or "perceptual", EfficientNet-Lite1's distance times
     the image's number of cells of 16 x 16 pixels, its coarsest stage's, so that both grow with the image. ``scale`` multiplies it.
+    ``noise``: the standard deviation, in pixels of [-1, 1], with which the image is believed; the smaller, the closer samples follow it
+    (see `diffusion.guidance.image`). None is the paper's guider.
     """
 
     guide: Guide = "identity"
     distance: Distance = "l2"
     scale: float = Field(1.0, ge=0, allow_inf_nan=False)
+    noise: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
 def image_loss(

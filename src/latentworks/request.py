@@ -54,6 +54,7 @@ class SampleRequest(Config):
     guide: Guide | None = None
     guide_distance: Distance | None = None
     guide_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
+    guide_noise: float | None = Field(None, gt=0, allow_inf_nan=False)
     n: int = Field(1, ge=1, description="images for each prompt")
     seed: int = 0
     to_seed: int | None = None

@@ -42,6 +42,7 @@ def sample(
     guide_image: Annotated[Path | None, typer.Option(help="Image that guides the drawing without retraining.")] = None,
     guide: Annotated[str | None, typer.Option(help="What of it is followed: identity, down (a smaller one), grey or mask.")] = None,
     guide_scale: Annotated[float | None, typer.Option(help="How much; default 1.")] = None,
+    guide_noise: Annotated[float | None, typer.Option(help="Belief in it: the smaller, the closer it is followed, e.g. 0.05.")] = None,
     guide_distance: Annotated[str | None, typer.Option(help="l2 or perceptual; default l2.")] = None,
     to_seed: Annotated[int | None, typer.Option(help="The images lie between the noise of seed and of this one.")] = None,
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
@@ -76,8 +77,9 @@ def sample(
             "prompt": tuple(prompt) if prompt else None, "n": n, "label": label, "negative_prompt": negative, "seed": seed, "steps": steps,
             "guidance": guidance, "sampler": sampler, "eta": eta, "size": _size(size), "batch": batch, "boxes": _boxes(boxes), "map": map,
             "upscale": upscale, "back_projection": back_projection, "image": image, "mask": mask, "strength": strength, "to_seed": to_seed,
-            "guide_image": guide_image, "guide": guide, "guide_scale": guide_scale, "guide_distance": guide_distance, "jump": jump,
-            "resample": resample, "classifier": classifier, "classifier_scale": classifier_scale, "tile": tile, "overlap": overlap,
+            "guide_image": guide_image, "guide": guide, "guide_scale": guide_scale, "guide_noise": guide_noise,
+            "guide_distance": guide_distance, "jump": jump, "resample": resample, "classifier": classifier,
+            "classifier_scale": classifier_scale, "tile": tile, "overlap": overlap,
         }
     )  # fmt: skip
     pipeline = load(model, Engine.parse({"device": device, "precision": precision}))
