@@ -25,10 +25,10 @@ def report(
     from latentworks.report import report as write
     from latentworks.staging import staged_file
 
-    page = write(run, data, card, audit, sweep or ())
     target = out or run / "report.html"
     if target.is_dir():
         raise ValueError(f"--out {target} is a folder: give a file, e.g. {target / 'report.html'}")
+    page = write(run, data, card, audit, sweep or ())
     with staged_file(target) as file:
         file.write_text(page.html, encoding="utf-8")
     for note in page.notes:

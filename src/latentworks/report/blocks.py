@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-__all__ = ["Block", "Chart", "Charts", "Facts", "Missing", "Pictures", "Picture", "Section", "Table", "Text"]
+__all__ = ["Block", "Chart", "Charts", "Facts", "Missing", "Picture", "Pictures", "Section", "Table", "Text"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Line charts as SVG that stands inside an HTML page: real text, colours by the page's variables, names of its own, nothing from elsewhere."""
+"""Line charts as SVG inside an HTML page: real text, colours by the page's variables, names of its own, nothing from elsewhere."""
 
 import io
 import re
@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["RAMP", "SERIES", "Curve", "chart"]
+__all__ = ["POINTS", "RAMP", "SERIES", "Curve", "Scale", "chart"]
 
 SERIES, RAMP = 8, 10
 """Colours of the page: --series-0 and so on for different things, --ramp-0 and so on from first to last."""
@@ -43,10 +43,18 @@ class Curve(NamedTuple):
     marked: bool = False
 
 
-def chart(curves: Sequence[Curve], name: str, x: str, y: str, *, spoken: str, log_x: bool = False, wide: bool = False) -> str:
-    """The ``svg`` element. ``name``: a prefix that no other chart of the page has; ``x`` and ``y``: labels; ``spoken``: what it shows, in
-    words. The ordinate is logarithmic where all values are positive and the largest is more than 10 times the smallest; a point of a
-    logarithmic abscissa must be positive. Raises: ValueError without Matplotlib."""
+class Scale(NamedTuple):
+    """``log_x``: a logarithmic abscissa, whose points must be positive; ``end``: it goes from 0 to there. ``log_y``: the ordinate is
+    logarithmic if all values are positive and the largest is more than 10 times the smallest; else linear."""
+
+    log_x: bool = False
+    end: float | None = None
+    log_y: bool = True
+
+
+def chart(curves: Sequence[Curve], name: str, x: str, *, spoken: str, scale: Scale = Scale(), wide: bool = False) -> str:
+    """The ``svg`` element. ``name``: a prefix that no other chart of the page has; ``x``: what the abscissa is; ``spoken``: what the chart
+    shows, in words; ``wide``: across the page, with the legend beside it. Raises: ValueError without Matplotlib."""
     try:
         from matplotlib import style
         from matplotlib.figure import Figure
@@ -57,13 +65,13 @@ def chart(curves: Sequence[Curve], name: str, x: str, y: str, *, spoken: str, lo
         axes = figure.add_subplot()
         for curve in curves:
             colour = f"#00{'01' if curve.ramp else '00'}{curve.colour % (RAMP if curve.ramp else SERIES):02x}"
-            marker = {"marker": "o", "markersize": 3.0} if curve.marked or len(curve.points) == 1 else {}
-            axes.plot(*zip(*_thinned(curve.points), strict=True), color=colour, label=curve.label, **marker)
-        axes.set(xlabel=x, ylabel=y)
-        _scales(axes, curves, log_x)
+            marker = "o" if curve.marked or len(curve.points) == 1 else ""
+            axes.plot(*zip(*_thinned(curve.points), strict=True), color=colour, label=curve.label, marker=marker, markersize=3.0)
+        axes.set(xlabel=x)
+        _rule(axes, curves, scale)
         if len(curves) > 1:
-            outside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if wide else {"loc": "best"}
-            axes.legend(**outside, labelspacing=0.3, handlelength=1.4)
+            place = "center left" if wide else "best"
+            axes.legend(loc=place, bbox_to_anchor=(1.0, 0.5) if wide else None, labelspacing=0.3, handlelength=1.4)
         written = io.StringIO()
         figure.savefig(written, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return _inline(ElementTree.fromstring(written.getvalue()), name, spoken)
@@ -76,16 +84,19 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def _scales(axes: "Axes", curves: Sequence[Curve], log_x: bool) -> None:
+def _rule(axes: "Axes", curves: Sequence[Curve], scale: Scale) -> None:
+    """Scales, and where they are marked."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    if log_x:  # each place that was measured at is worth its number
+    if scale.end:
+        axes.set_xlim(-0.03 * scale.end, 1.03 * scale.end)
+    if scale.log_x:  # each place that was measured at is worth its number
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(sorted({x for curve in curves for x, _ in curve.points})))
     values = [value for curve in curves for _, value in curve.points]
-    if min(values) > 0 and max(values) > 10 * min(values):
+    if scale.log_y and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 1000 * min(values) else (1,)))
     for axis in (axes.xaxis, axes.yaxis):

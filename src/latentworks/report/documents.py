@@ -3,10 +3,10 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from latentworks.report.blocks import Block, Chart, Charts, Facts, Picture, Pictures, Table, Text
-from latentworks.report.charts import SERIES, Curve, chart
+from latentworks.report.charts import SERIES, Curve, Scale, chart
 from latentworks.report.pictures import embedded
 from latentworks.report.run import read_json
 
@@ -23,30 +23,26 @@ def card(path: Path) -> list[Block]:
     """The figures of an evaluation, then what they depend on. Raises: ValueError for a file that is no card."""
     values = read_json(path)
     measurements, notes = values.get("measurements"), values.get("notes") or []
-    if not isinstance(measurements, list) or not all(isinstance(row, dict) for row in measurements) or not isinstance(notes, list):
-        raise ValueError(
-            f"{path.name} is no evaluation card, it has no list of measurements: `lw evaluate RUN --data DIR --json FILE` writes one"
-        )
+    if not _objects(measurements) or not isinstance(notes, list):
+        raise ValueError(f"{path.name} is no evaluation card, it has no measurements: `lw evaluate RUN --data DIR --json FILE` writes one")
     rest = {key: value for key, value in values.items() if key not in ("measurements", "notes", "format")}
     return [*_table("Figures", measurements), *(Text(f"Note: {_shown(note)}") for note in notes), *_blocks(rest)]
 
 
-def audit(folder: Path) -> tuple[list[Block], list[str]]:
-    """What was looked for, and its pictures; and notes on damaged ones. Raises: ValueError for a folder without audit.json."""
+def audit(folder: Path, notes: list[str]) -> list[Block]:
+    """What was looked for, and its pictures; a damaged one is added to ``notes``. Raises: ValueError for a folder without audit.json."""
     if not (folder / "audit.json").is_file():
         raise ValueError(f"{folder.name} holds no audit.json, so it is no audit: give a folder that `lw audit` wrote")
     values = read_json(folder / "audit.json")
-    pictures, notes = list[Picture](), list[str]()
+    pictures = list[Picture]()
     for path in sorted(folder.glob("*.png")):
         name = path.stem.replace("_", " ").replace("-", " ")
         try:
             pictures.append(embedded(path, f"picture of the audit: {name}", name))
         except ValueError as error:
             notes.append(str(error))
-    return [
-        *_blocks({key: value for key, value in values.items() if key != "format"}),
-        *([Pictures([("", pictures)])] if pictures else []),
-    ], notes
+    blocks = list(_blocks({key: value for key, value in values.items() if key != "format"}))
+    return [*blocks, Pictures([("", pictures)])] if pictures else blocks
 
 
 def sweep(path: Path, name: str) -> list[Block]:
@@ -57,7 +53,7 @@ def sweep(path: Path, name: str) -> list[Block]:
     """
     values = read_json(path)
     rows = values.get("rows")
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+    if not _objects(rows):
         raise ValueError(f"{path.name} is no sweep: it needs rows, a list of objects with sampler, steps, guidance and distance")
     charts = [drawn for over, other in (("steps", "guidance"), ("guidance", "steps")) if (drawn := _swept(rows, over, other, name))]
     rest = {key: value for key, value in values.items() if key not in ("rows", "format")}
@@ -70,10 +66,8 @@ def _swept(rows: Sequence[Mapping[str, Any]], over: str, other: str, name: str) 
     for row in rows:
         at, distance = _number(row.get(over)), _number(row.get("distance"))
         if at is not None and distance is not None:
-            label = " ".join(
-                filter(None, (_shown(row.get("sampler")), f"{other} {_shown(row[other])}" if row.get(other) is not None else ""))
-            )
-            found.setdefault(label or "distance", {})[at] = distance
+            beside = f"{other} {_shown(row[other])}" if row.get(other) is not None else ""
+            found.setdefault(f"{_shown(row.get('sampler'))} {beside}".strip() or "distance", {})[at] = distance
     drawn = {label: sorted(points.items()) for label, points in found.items() if len(points) > 1}
     if not drawn:
         return None
@@ -83,8 +77,13 @@ def _swept(rows: Sequence[Mapping[str, Any]], over: str, other: str, name: str) 
     positions = [x for curve in curves for x, _ in curve.points]
     log_x = over == "steps" and min(positions) > 0 and len(set(positions)) <= 10
     left_out = f"; {len(drawn) - SERIES} more curves are in the table" if len(drawn) > SERIES else ""
-    svg = chart(curves, f"{name}-{over}", over, "distance", spoken=spoken, log_x=log_x)
+    svg = chart(curves, f"{name}-{over}", over, spoken=spoken, scale=Scale(log_x=log_x))
     return Chart(svg, f"Distance over {over}", f"The smallest is {best[0]:.4g} at {over} {best[1]:g} ({best[2]}){left_out}.")
+
+
+def _objects(value: Any) -> TypeGuard[list[dict[str, Any]]]:
+    """Whether it is a list of objects, with at least one."""
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
 def _number(value: Any) -> float | None:
@@ -95,7 +94,7 @@ def _blocks(values: Mapping[str, Any], prefix: str = "") -> Iterator[Block]:
     """Plain values as facts, lists of objects as tables under their names."""
     facts, tables = list[tuple[str, str]](), list[Block]()
     for key, value in _flat(values, prefix):
-        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        if _objects(value):
             tables += _table(key.capitalize(), value)
         elif value not in (None, "", [], {}):
             facts.append((key, _shown(value)))

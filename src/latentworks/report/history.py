@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from latentworks import train as loop
 from latentworks.report.blocks import Block, Chart, Charts, Table, Text
-from latentworks.report.charts import POINTS, RAMP, Curve, chart
+from latentworks.report.charts import POINTS, RAMP, Curve, Scale, chart
 from latentworks.report.run import Points, Run
 
 __all__ = ["buckets", "curves"]
@@ -46,17 +46,15 @@ def curves(run: Run) -> list[Block]:
     charts = [_figure(run, name) for name in names if name not in _LAST]
     if gradients := {name: points for name, points in run.trained.items() if name.startswith(_GRADIENT)}:
         lines = [Curve(name.removeprefix(_GRADIENT), points, i) for i, (name, points) in enumerate(gradients.items())]
-        charts.append(_chart(lines, "grad", "Gradient norm", "before clipping" if run.recipe.train.clip else "not clipped"))
+        charts.append(_chart(run, lines, "Gradient norm", "before clipping" if run.recipe.train.clip else "not clipped"))
     if run.step:
         steps = sorted({round(i * (run.step - 1) / (POINTS - 1)) for i in range(POINTS)})
         rate = [(step, loop.learning_rate(run.recipe.train, step)) for step in steps]
-        charts.append(_chart([Curve("learning rate", rate)], "lr", "Learning rate", "by the recipe"))
+        charts.append(_chart(run, [Curve("learning rate", rate)], "Learning rate", "by the recipe", log_y=False))
     charts += [_figure(run, name) for name in names if name in _LAST]
     longest = max((len(points) for series in (run.trained, run.held_out) for points in series.values()), default=0)
     thinned = f" Of more than {POINTS} values means of neighbours are drawn." if longest > POINTS else ""
-    means = (
-        f"Of training: means over the {run.recipe.intervals.log} steps before. Held out: fixed images and fixed noise, averaged weights."
-    )
+    means = f"Training: means over the {run.recipe.intervals.log} steps before. Held out: fixed images and noise, averaged weights."
     return [Text(means + thinned), Charts(charts)]
 
 
@@ -73,12 +71,13 @@ def _figure(run: Run, name: str) -> Chart:
     lines = [Curve("training", run.trained[name])] if name in run.trained else []
     if name in run.held_out:
         lines.append(Curve("held out", run.held_out[name], 1, marked=len(run.held_out[name]) <= 30))
-    return _chart(lines, _name("curve", name), title, meaning)
+    return _chart(run, lines, title, meaning, log_y=name not in _LAST)
 
 
-def _chart(lines: Sequence[Curve], name: str, title: str, meaning: str) -> Chart:
+def _chart(run: Run, lines: Sequence[Curve], title: str, meaning: str, log_y: bool = True) -> Chart:
     ends = "; ".join(f"{line.label} from {line.points[0][1]:.4g} to {line.points[-1][1]:.4g}" for line in lines)
-    return Chart(chart(lines, name, "step", "", spoken=f"{title} over steps: {ends}"), title, meaning)
+    svg = chart(lines, _name("curve", title), "step", spoken=f"{title} over steps: {ends}", scale=Scale(end=run.step, log_y=log_y))
+    return Chart(svg, title, meaning)
 
 
 def buckets(run: Run) -> list[Block]:
@@ -87,12 +86,12 @@ def buckets(run: Run) -> list[Block]:
     for name, points in run.held_out.items():
         if match := _BUCKET.fullmatch(name):
             found.setdefault(match[1], {})[int(match[2])] = points
+    return [block for figure, of in found.items() for block in _bucketed(run, figure, dict(sorted(of.items())))]
+
+
+def _bucketed(run: Run, figure: str, of: dict[int, Points]) -> list[Block]:
+    """The chart and the table of one figure; ``of``: by the first step of each bucket, in order."""
     steps = 0 if run.recipe.kind == "first_stage" else run.recipe.process.T
-    return [block for figure, of in found.items() for block in _bucketed(figure, dict(sorted(of.items())), steps)]
-
-
-def _bucketed(figure: str, of: dict[int, Points], steps: int) -> list[Block]:
-    """The chart and the table of one figure; ``of``: by the first step of each bucket, in order; ``steps``: of the process."""
     lines, rows = list[Curve](), list[tuple[str, ...]]()
     for i, (start, points) in enumerate(of.items()):
         label = f"t {start}–{[*of, steps][i + 1] - 1}"
@@ -100,7 +99,7 @@ def _bucketed(figure: str, of: dict[int, Points], steps: int) -> list[Block]:
         values = [value for _, value in points]
         rows.append((label, *(f"{value:.4g}" for value in (values[0], min(values), max(values), values[-1]))))
     spoken = f"held-out {figure} by bucket of steps; at last: " + ", ".join(f"{row[0]} {row[-1]}" for row in rows)
-    svg = chart(lines, _name("buckets", figure), "step of training", "", spoken=spoken, wide=True)
+    svg = chart(lines, _name("buckets", figure), "step of training", spoken=spoken, scale=Scale(end=run.step), wide=True)
     columns = ("steps of the process", "first", "lowest", "highest", "last")
     return [
         Charts([Chart(svg, f"Held-out {figure} by step of the process", "from little noise, t = 0, to almost nothing else")]),

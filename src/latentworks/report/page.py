@@ -2,6 +2,7 @@
 
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.resources import files
@@ -57,22 +58,22 @@ def _sections(
             notes.append(str(error))
             return []
 
-    def noted(blocks_and_notes: tuple[list[Block], list[str]]) -> list[Block]:
-        notes.extend(blocks_and_notes[1])
-        return blocks_and_notes[0]
-
+    of_card = found(card_file, "card.json", card)  # what can be wrong with a request comes before what takes long
+    of_audit = found(audit_folder, "audit", partial(audit, notes=notes))
+    inside = [path.name for path in sorted(run.folder.glob("sweep*.json")) if path.resolve() not in {given.resolve() for given in sweeps}]
+    swept = [block for i, given in enumerate(sweeps) for block in sweep(given, f"given{i}")]
+    for i, name in enumerate(inside):
+        swept += found(None, name, partial(sweep, name=f"own{i}"))
+    reconstructed = [] if data is None else reconstructions(run, data)
+    quoted = run.attribution(data)
     yield Section("summary", "Summary", summary(run))
     yield Section("curves", "Curves", curves(run))
     yield Section("buckets", "Losses by step of the process", buckets(run))
-    yield Section("grids", "Pictures over time", noted(grids(run)))
-    yield Section("reconstructions", "Reconstructions and their error", [] if data is None else reconstructions(run, data))
-    inside = [path for path in sorted(run.folder.glob("sweep*.json")) if path.resolve() not in {given.resolve() for given in sweeps}]
-    swept = [found(given, "", lambda path, i=i: sweep(path, f"sweep{i}")) for i, given in enumerate(sweeps)]
-    swept += [found(None, path.name, lambda path, i=i: sweep(path, f"own-sweep{i}")) for i, path in enumerate(inside)]
-    yield Section("sweeps", "Sweeps of guidance and steps", [block for blocks in swept for block in blocks])
-    yield Section("card", "Evaluation card", found(card_file, "card.json", card))
-    yield Section("audit", "Audit", found(audit_folder, "audit", lambda path: noted(audit(path))))
-    quoted = run.attribution()
+    yield Section("grids", "Pictures over time", grids(run, notes))
+    yield Section("reconstructions", "Reconstructions and their error", reconstructed)
+    yield Section("sweeps", "Sweeps of guidance and steps", swept)
+    yield Section("card", "Evaluation card", of_card)
+    yield Section("audit", "Audit", of_audit)
     yield Section("attribution", "Training images", [Text(quoted, quote=True)] if quoted else [])
     yield Section("settings", "All settings", settings(run))
 
@@ -104,7 +105,7 @@ def _render(run: Run, sections: Sequence[Section], missing: Sequence[Missing], n
     loader = PackageLoader("latentworks.report", "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("report.html").render(
-        title=f"{run.recipe.name}: report of a run", heading=run.recipe.name, noun=NOUNS[run.recipe.kind], sections=sections, missing=missing,
-        notes=notes, style=style, script=script, script_hash=b64encode(sha256(script.encode()).digest()).decode(),
+        title=f"{run.recipe.name}: report of a run", heading=run.recipe.name, noun=NOUNS[run.recipe.kind], sections=sections,
+        missing=missing, notes=notes, style=style, script=script, script_hash=b64encode(sha256(script.encode()).digest()).decode(),
         version=version("latentworks"),
     )  # fmt: skip

@@ -50,23 +50,23 @@ def _uri(mime: str, content: bytes) -> str:
     return f"data:{mime};base64,{b64encode(content).decode()}"
 
 
-def grids(run: Run) -> tuple[list[Block], list[str]]:
-    """What the model made of fixed inputs at intervals; and notes on damaged files."""
+def grids(run: Run, notes: list[str]) -> list[Block]:
+    """What the model made of fixed inputs at intervals; a damaged file is added to ``notes``."""
     first_stage = run.recipe.kind == "first_stage"
     what = "held-out images above their reconstructions" if first_stage else "samples from fixed noise for fixed conditions"
-    pictures, notes = list[Picture](), list[str]()
+    pictures = list[Picture]()
     for step, path in _spread(run.grids, GRIDS):
         try:
             pictures.append(embedded(path, f"{what} at step {step}", f"step {step:,}"))
         except ValueError as error:
             notes.append(str(error))
     if not pictures:
-        return [], notes
+        return []
     drawn = run.recipe.sampling if run.recipe.kind == "latent_diffusion" else None
     how = f" ({drawn.sampler}, {drawn.steps} steps, guidance {drawn.guidance:g})" if drawn else ""
     some = f"; {len(pictures)} of {len(run.grids)} are shown" if len(pictures) < len(run.grids) else ""
     intro = Text(f"Made with the averaged weights: {what}{how}{some}.")
-    return [intro, Pictures([("", [picture]) for picture in pictures], slides=True)], notes
+    return [intro, Pictures([("", [picture]) for picture in pictures], slides=True)]
 
 
 def _spread(items: Sequence[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:
@@ -99,9 +99,9 @@ def reconstructions(run: Run, data: Path) -> list[Block]:
         rows.append((f"{what}: {decibels:.1f} dB", [_shown(image, f"{name} of {what}", name) for image, name in shown]))
     mean = float(psnr(y, x).mean())
     about = (
-        f"{len(x)} held-out images of {source.path.resolve().name} at {recipe.plain.out_size} px with the run's {'last' if ended else 'best'} weights, PSNR {mean:.2f} dB "
-        f"on average. The error is the absolute one, a mean over channels, {TIMES} times as bright; black is none. "
-        "lw evaluate measures all of them."
+        f"{len(x)} held-out images of {source.path.resolve().name} at {recipe.plain.out_size} px with the run's "
+        f"{'last' if ended else 'best'} weights, PSNR {mean:.2f} dB on average. The error is the absolute one, a mean over channels, "
+        f"{TIMES} times as bright; black is none. lw evaluate measures all of them."
     )
     return [Text(about), Pictures(rows)]
 

@@ -1,7 +1,6 @@
 """What a run folder holds for a report: its recipe, its figures as series over the steps, its pictures; what cannot be read is named."""
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,9 @@ __all__ = ["Points", "Run", "Series", "read_json", "read_run"]
 Points = list[tuple[int, float]]
 Series = dict[str, Points]
 """By name a figure's values with their steps, in order."""
+
+LARGEST = 1e15
+"""What is not smaller is no figure, and no count of steps."""
 
 _HELD_OUT = "held_out/"
 
@@ -48,13 +50,11 @@ class Run:
             before = step
         return total
 
-    def attribution(self) -> str:
-        """Whose images it learned from, as its model card quotes it; "" where that is not known."""
-        for name in ("model", "best"):
-            card = self.folder / name / "README.md"
-            if card.is_file():
-                return card.read_text(encoding="utf-8", errors="replace").partition("## Training images")[2].partition("\n## ")[0].strip()
-        return ""
+    def attribution(self, data: Path | None) -> str:
+        """Whose images it learned from, as its model card quotes it, or the folder ``data`` says; "" where that is not known."""
+        cards = (self.folder / name / "README.md" for name in ("model", "best"))
+        quoted = [_text(path).partition("## Training images")[2].partition("\n## ")[0].strip() for path in cards]
+        return next(filter(None, [*quoted, _text(data / "ATTRIBUTION.txt").strip() if data else ""]), "")
 
 
 def read_run(folder: Path) -> Run:
@@ -80,6 +80,11 @@ def read_run(folder: Path) -> Run:
     return Run(folder, recipe, trained, held_out, grids, marks, notes)
 
 
+def _text(path: Path) -> str:
+    """What a file says, "" if there is none."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises: ValueError naming the file, which a reader knows by its name alone."""
     try:
@@ -95,13 +100,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _rows(path: Path) -> tuple[list[dict[str, float]], list[str]]:
     """The lines of metrics.jsonl by step, and a note on those that cannot be read."""
-    if not path.is_file():
-        return [], []
-    rows, bad = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    rows, bad = list[dict[str, float]](), list[int]()
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         try:
             values = json.loads(line)
-            rows.append({key: float(value) for key, value in values.items() if key.isprintable()} | {"step": int(values["step"])})
+            row = {key: float(value) for key, value in values.items() if key.isprintable()}
+            if not 0 <= row["step"] < LARGEST:
+                raise ValueError(row["step"])
+            rows.append(row)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             bad += [number] if line.strip() else []
     rows.sort(key=lambda row: row["step"])
@@ -110,12 +116,12 @@ def _rows(path: Path) -> tuple[list[dict[str, float]], list[str]]:
 
 
 def _series(rows: Sequence[Mapping[str, float]]) -> tuple[Series, Series]:
-    """Finite figures of training and of held-out images."""
+    """Figures of training and of held-out images, but for those that are not finite."""
     trained: Series = {}
     held_out: Series = {}
     for row in rows:
         for key, value in row.items():
-            if key != "step" and math.isfinite(value):
+            if key != "step" and abs(value) < LARGEST:
                 series, name = (held_out, key.removeprefix(_HELD_OUT)) if key.startswith(_HELD_OUT) else (trained, key)
                 series.setdefault(name, []).append((int(row["step"]), value))
     return trained, held_out

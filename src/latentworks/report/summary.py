@@ -22,10 +22,7 @@ def summary(run: Run) -> list[Block]:
         ("model", f"{recipe.name}, a {NOUNS[recipe.kind]}"),
         ("size", _size(run)),
         ("steps", f"{run.step:,} of {config.steps:,}{share}"),
-        (
-            "images a step",
-            f"{config.batch} x {config.accumulate} in each process" if config.accumulate > 1 else f"{config.batch} in each process",
-        ),
+        ("images a step", f"{config.batch}{f' x {config.accumulate}' if config.accumulate > 1 else ''} in each process"),
         ("data", f"{data.size} px, {data.channels or 'its own'} channels{cropped}"),
         ("time of training", _duration(run.seconds()) + ", by the logged speed of one process" if run.seconds() else ""),
         ("throughput", f"{_median(run.trained['images_per_second']):.4g} images/s (median)" if "images_per_second" in run.trained else ""),
