@@ -17,11 +17,11 @@ SERIES, RAMP = 8, 10
 POINTS = 300
 """Points a curve is drawn by at most; of a longer one means of neighbours are drawn."""
 
-_INK, _GRID = "#0000f0", "#0000f1"
+_INK, _GRID = "#0a02f0", "#0a02f1"  # not black, which Matplotlib leaves out as SVG's default
 _COLOURS = {
     _INK: "currentColor", _GRID: "var(--line)",
-    **{f"#0000{place:02x}": f"var(--series-{place})" for place in range(SERIES)},
-    **{f"#0001{place:02x}": f"var(--ramp-{place})" for place in range(RAMP)},
+    **{f"#0a00{place:02x}": f"var(--series-{place})" for place in range(SERIES)},
+    **{f"#0a01{place:02x}": f"var(--ramp-{place})" for place in range(RAMP)},
 }  # fmt: skip
 """What is drawn in, for Matplotlib: no colours but names, which become the page's own, that differ by day and night."""
 
@@ -64,7 +64,7 @@ def chart(curves: Sequence[Curve], name: str, x: str, *, spoken: str, scale: Sca
         figure = Figure(figsize=(8.4 if wide else 4.4, 3.0 if wide else 2.5), layout="constrained")
         axes = figure.add_subplot()
         for curve in curves:
-            colour = f"#00{'01' if curve.ramp else '00'}{curve.colour % (RAMP if curve.ramp else SERIES):02x}"
+            colour = f"#0a{'01' if curve.ramp else '00'}{curve.colour % (RAMP if curve.ramp else SERIES):02x}"
             marker = "o" if curve.marked or len(curve.points) == 1 else ""
             axes.plot(*zip(*_thinned(curve.points), strict=True), color=colour, label=curve.label, marker=marker, markersize=3.0)
         axes.set(xlabel=x)
