@@ -90,7 +90,7 @@ def _missing(run: Run) -> dict[str, Missing]:
         known["card"] = Missing("Evaluation card", "lw evaluate RUN --data DIR --json RUN/card.json")
     if kind == "latent_diffusion":
         known["sweeps"] = Missing("Sweeps of guidance and steps", "lw report RUN --sweep FILE; docs/report.md says what is in the file")
-        known["audit"] = Missing("Audit", "lw audit RUN --data DIR")
+        known["audit"] = Missing("Audit", "lw audit RUN --data DIR --out RUN/audit")
     return known
 
 
