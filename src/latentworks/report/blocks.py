@@ -38,11 +38,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """An SVG that goes into the page as it is, so it must be of our own making; its title and what is to be known of it."""
+    """An SVG that goes into the page as it is, so it must be of our own making; its title and what is to be known of it; whether it takes
+    the whole width."""
 
     svg: str
     title: str
     caption: str = ""
+    wide: bool = False
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _bucketed(run: Run, figure: str, of: dict[int, Points]) -> list[Block]:
     svg = chart(lines, _name("buckets", figure), "step of training", spoken=spoken, scale=Scale(end=run.step), wide=True)
     columns = ("steps of the process", "first", "lowest", "highest", "last")
     return [
-        Charts([Chart(svg, f"Held-out {figure} by step of the process", "from little noise, t = 0, to almost nothing else")]),
+        Charts([Chart(svg, f"Held-out {figure} by step of the process", "from little noise, t = 0, to almost nothing else", wide=True)]),
         Table(f"Held-out {figure} by step of the process", columns, rows, frozenset(range(1, 5)), folded=True),
     ]
 
