@@ -113,8 +113,8 @@ class Card(Config):
 
     format: Literal["latentworks-card/1"] = FORMAT
     model: ModelFacts
-    data: DataFacts
     images: ImageFacts
+    data: DataFacts
     drawing: DrawingFacts | None
     network: NetworkFacts
     bootstrap: int = Field(ge=0, title="bootstrap resamples of the 95 % interval")

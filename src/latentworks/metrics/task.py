@@ -150,8 +150,8 @@ def _card(
     folder, counts = source.path.resolve().name, source.counts
     return Card(
         model=model,
-        data=DataFacts(folder=folder, train=counts["train"], held_out=counts["held_out"], reference=seen, floor=beside),
         images=ImageFacts(size=plain.size, crop=plain.out_size, resize=_resize_filter(), channels=source.channels),
+        data=DataFacts(folder=folder, train=counts["train"], held_out=counts["held_out"], reference=seen, floor=beside),
         drawing=drawing,
         network=NetworkFacts(name=network.name, hash=network.hash, dim=network.dim, resize=network.resize),
         bootstrap=wanted.bootstrap if drawing else 0,
