@@ -70,15 +70,17 @@ def _evaluate_model(
     resamples: int,
 ) -> Iterator[Progress | Evaluation]:
     drawn: list[Features] = []
-    for images in _draw(pipeline, request, wanted) if reference.has_features else ():
-        drawn += extract(network, images, request.batch)
+    for pixels in _draw(pipeline, request, wanted) if reference.has_features else ():
+        drawn += extract(network, pixels, request.batch)
         yield Progress("drawing", sum(map(len, drawn)), request.n)
     paired, originals = yield from reconstruct(pipeline.model.first_stage, reference, network, request.batch)
     if originals is None:
         yield paired
         return
     facts = _Facts(reference.name, network, request.seed, _settings(pipeline, request))
-    measurements, notes = (yield from _compare("", originals, collect(drawn), facts, resamples)), []
+    images = collect(drawn)
+    drawn.clear()  # else all features are in memory twice
+    measurements, notes = (yield from _compare("", originals, images, facts, resamples)), []
     if held_out is not None and len(held_out.source) >= FLOOR:
         real = yield from _embed(held_out, network, request.batch)
         facts = facts._replace(settings=held_out.name)
