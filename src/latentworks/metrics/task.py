@@ -77,6 +77,7 @@ def prepare(model: str | Path, data: Path, wanted: Wanted, network: FeatureNetwo
 
     Raises: ValueError naming what is wrong with the model, the folder or the settings, before anything is measured.
     """
+    request = SampleRequest.parse(wanted.model_dump(exclude={"split", "bootstrap"}))
     folder = resolve_model(model)
     loaded, recipe = load_folder(folder)
     if isinstance(loaded, NoisyClassifier):
@@ -89,7 +90,6 @@ def prepare(model: str | Path, data: Path, wanted: Wanted, network: FeatureNetwo
         yield Task(card, events)
         return
     assert isinstance(recipe, DiffusionRecipe)
-    request = SampleRequest.parse(wanted.model_dump(exclude={"split", "bootstrap"}))
     reference = reference_images(data, recipe, _split(wanted.split or "train"))
     floor = None
     if reference.source.split == "train" and reference.source.counts["held_out"] > 0:
