@@ -52,21 +52,35 @@ def evaluate_model(
 
     Beside Fréchet distance, KID, precision and recall stand the first stage's own figures on the same images and, given enough ``held_out``
     images, the distances of real ones to the reference: what a perfect model would reach. ``resamples``: of a 95 % bootstrap interval of
-    the Fréchet distance (0: none). Raises: ValueError for too few images, or conditions that the reference does not have.
+    the Fréchet distance (0: none). Raises: ValueError, at once, for too few images, or conditions that the reference does not have.
     """
     wanted = conditions(pipeline.model, reference, request.n, request.seed, request.batch)
     if min(request.n, len(reference.source)) <= NEIGHBOURS:
         raise ValueError(f"n {request.n} and {len(reference.source)} reference images: give at least {NEIGHBOURS + 1} of both")
+    return _evaluate_model(pipeline, reference, network, request, wanted, held_out, resamples)
+
+
+def _evaluate_model(
+    pipeline: Pipeline,
+    reference: Reference,
+    network: FeatureNetwork,
+    request: SampleRequest,
+    wanted: Iterator[Batch],
+    held_out: Reference | None,
+    resamples: int,
+) -> Iterator[Progress | Evaluation]:
     drawn: list[Features] = []
-    for images in _draw(pipeline, request, wanted) if reference.has_features else ():
-        drawn += extract(network, images, request.batch)
+    for pixels in _draw(pipeline, request, wanted) if reference.has_features else ():
+        drawn += extract(network, pixels, request.batch)
         yield Progress("drawing", sum(map(len, drawn)), request.n)
     paired, originals = yield from reconstruct(pipeline.model.first_stage, reference, network, request.batch)
     if originals is None:
         yield paired
         return
     facts = _Facts(reference.name, network, request.seed, _settings(pipeline, request))
-    measurements, notes = (yield from _compare("", originals, collect(drawn), facts, resamples)), []
+    images = collect(drawn)
+    drawn.clear()  # else all features are in memory twice
+    measurements, notes = (yield from _compare("", originals, images, facts, resamples)), []
     if held_out is not None and len(held_out.source) >= FLOOR:
         real = yield from _embed(held_out, network, request.batch)
         facts = facts._replace(settings=held_out.name)

@@ -1,8 +1,7 @@
 """A number with all that is needed to repeat it: how many images, against what, resized how, which seed and network; a model's numbers."""
 
-import math
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 __all__ = ["Evaluation", "Measurement", "Progress"]
 
@@ -31,8 +30,13 @@ class Measurement:
         facts += [f"network {self.network}"] if self.network else []
         facts += [] if self.seed is None else [f"seed {self.seed}"]
         facts += [self.settings] if self.settings else []
-        few = f"; fewer than {ENOUGH:,} images: compare only at equal n" if self.network and self.n < ENOUGH else ""
+        few = f"; {self.few}" if self.few else ""
         return f"{self.name} {value}{between} ({', '.join(facts)}{few})"
+
+    @property
+    def few(self) -> str:
+        """What is to be said of a distance between few images, else nothing."""
+        return f"fewer than {ENOUGH:,} images: compare only at equal n" if self.network and self.n < ENOUGH else ""
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,6 @@ class Evaluation:
 
     measurements: list[Measurement]
     notes: list[str] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values, alike on every machine; an infinite figure becomes "inf", as JSON has no such number."""
-        rows = [asdict(measurement) for measurement in self.measurements]
-        return {
-            "measurements": [{**row, "value": row["value"] if math.isfinite(row["value"]) else str(row["value"])} for row in rows],
-            "notes": self.notes,
-        }
 
 
 class Progress(NamedTuple):

@@ -1,22 +1,32 @@
 """The images a model is measured against: a split of a folder under the training's own preprocessing, whole, in order, never mirrored."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import Field
+from torch import Tensor
 
 from latentworks.completion import extras_of, needs_of
 from latentworks.conditioners import LabelConditioner, LayoutConditioner
+from latentworks.config import Config
 from latentworks.data.dataset import Extras, ImageDataset
 from latentworks.data.listing import Split
 from latentworks.data.sources import FolderSource
+from latentworks.metrics.measurement import Progress
 from latentworks.model import LatentDiffusion
 from latentworks.recipe import DiffusionRecipe, Recipe
 from latentworks.types import Batch, Box
 
-__all__ = ["Reference", "conditions", "reference_images"]
+__all__ = ["ORDER", "Fingerprint", "Reference", "conditions", "fingerprint", "reference_images"]
+
+ORDER = "those of the images compared with, shuffled by the seed; over again once all were used"
+"""How `conditions` chooses captions, classes and the like: each is drawn as often as it occurs."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,49 @@ def reference_images(folder: Path, recipe: Recipe, split: Split | None) -> Refer
     said = {"text": "captioned", "boxes": "with boxes", "segmentation": "with label maps"}
     name = " ".join([folder.resolve().name, split or "all", *(said[need] for need in needs), f"at {plain.out_size} px"])
     extras = extras_of(recipe.conditioners) if isinstance(recipe, DiffusionRecipe) else Extras()
-    return Reference(name, source, ImageDataset(source, plain, captions="main", extras=extras))
+    # no image is kept: memory is for features, which are smaller
+    return Reference(name, source, ImageDataset(source, plain, captions="main", budget=0, extras=extras))
+
+
+class Fingerprint(Config):
+    """What images were measured on, as sha256 hashes that are equal on every machine: of files, prepared pixels, and conditions."""
+
+    split: Literal["train", "held_out", "all"] = Field(title="part of the folder")
+    images: int = Field(ge=1, title="images that can be read")
+    files: str = Field(title="hash of the files")
+    pixels: str = Field(title="hash of the prepared images")
+    conditions: str = Field(title="hash of their captions, classes and the like")
+
+
+def fingerprint(reference: Reference, fields: Collection[str] = (), batch: int = 16) -> Generator[Progress, None, Fingerprint]:
+    """One pass over the images; ``fields``: what a model reads beside them. Raises: ValueError where not one image can be read."""
+    source, (files, pixels, known) = reference.source, (hashlib.sha256() for _ in range(3))
+    done = 0
+    for entry in source.entries:
+        files.update(entry.name.encode("utf-8", "surrogateescape") + b"\0" + _content(source.path / entry.name))
+    known.update(repr((source.classes, source.categories) if fields else ()).encode("utf-8", "surrogateescape"))
+    for part in reference.dataset.batches(batch):
+        pixels.update(part["image"].numpy().tobytes())
+        beside = {str(key): value for key, value in part.items() if key in fields}
+        for i in range(len(part["index"])):
+            for key in sorted(beside):
+                value = beside[key][i]  # type: ignore[index]
+                known.update(value.numpy().tobytes() if isinstance(value, Tensor) else json.dumps(value, sort_keys=True).encode())
+        done += len(part["index"])
+        yield Progress("hashing images", done, len(source))
+    if not done:
+        raise ValueError(f"{reference.name}: not one image can be read; `lw data check` says why")
+    hashes = {"files": files.hexdigest(), "pixels": pixels.hexdigest(), "conditions": known.hexdigest()}
+    return Fingerprint(split=source.split or "all", images=done, **hashes)
+
+
+def _content(path: Path) -> bytes:
+    """sha256 of a file; nothing of one that cannot be opened."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return b""
 
 
 def conditions(model: LatentDiffusion, reference: Reference, n: int, seed: int, batch: int) -> Iterator[Batch]:
