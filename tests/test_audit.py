@@ -9,17 +9,17 @@ import pytest
 import torch
 from PIL import Image
 from scipy.stats import binomtest
-from toys import diffusion_model, lw
 
 from latentworks.checkpoints.native import save_folder
 from latentworks.data.dataset import ImageDataset
 from latentworks.data.sources import FolderSource
 from latentworks.data.transforms import Preprocess
 from latentworks.metrics.audit import SHOWN, Audited, album, audit, read
-from latentworks.metrics.copying import LEVEL, calibrate, checked, rank, wilson
+from latentworks.metrics.copying import LEVEL, allowed, calibrate, checked, wilson
 from latentworks.metrics.measurement import Progress
 from latentworks.metrics.near import aligned, kin, reduced, same, thumbnails
 from latentworks.metrics.reference import Reference
+from toys import diffusion_model, lw
 
 SIDE = 32
 
@@ -99,37 +99,47 @@ def data(tmp_path_factory):
     return folder(tmp_path_factory.mktemp("data"), train=pictures(80, 1), held_out=pictures(60, 2))
 
 
-def test_distances_are_those_of_the_best_shift_and_mirroring():
+def test_an_image_is_compared_where_it_fits_best():
     x, y = reduced(pictures(2))
-    found = aligned(x, y[None])
-    inner, plain, recoloured = slice(2, SIDE - 2), [], []
+    inner, windows = slice(2, SIDE - 2), []
     for axes in ((), (1,), (2,), (1, 2)):
-        a = x[:, inner, inner].flip(axes)
         for i, j in itertools.product(range(5), range(5)):
-            b = y[:, i : i + SIDE - 4, j : j + SIDE - 4]
-            plain.append(float((a - b).square().mean().sqrt()))
-            rho = [np.corrcoef(p.flatten(), q.flatten())[0, 1] for p, q in zip(a, b, strict=True)]
-            recoloured.append(np.sqrt(np.mean(2 - 2 * np.array(rho))))
-    assert float(found[0]) == pytest.approx(min(plain), abs=1e-4)
-    assert float(found[1]) == pytest.approx(min(recoloured), abs=0.03)  # ours takes very flat channels for alike
+            windows.append(y[:, i : i + SIDE - 4, j : j + SIDE - 4].flip(axes))
+    a, b = x[:, inner, inner], torch.stack(windows)
+    plain = b[:25][(a - b[:25]).square().mean((1, 2, 3)).argmin()]
+    shapes = [np.mean([np.corrcoef(p.flatten(), q.flatten())[0, 1] for p, q in zip(a, window, strict=True)]) for window in b]
+    found = aligned(x, y[None])[:, 0]
+    assert float(found[0]) == pytest.approx(worst(a - plain), abs=1e-5)
+    for value, window in ((found[1], b[np.argmax(shapes[:25])]), (found[2], b[25 + np.argmax(shapes[25:])])):
+        gains = [np.polyfit(q.flatten(), p.flatten(), 1) for p, q in zip(a, window, strict=True)]
+        fitted = torch.stack([gain * q + offset for (gain, offset), q in zip(gains, window, strict=True)])
+        if all(0.4 < gain < 2.5 for gain, _ in gains):
+            assert float(value) == pytest.approx(worst(a - fitted), abs=0.02)  # ours takes very flat channels for alike
+
+
+def worst(difference):
+    """The four worst of cells of 2 x 2 pixels, at every pixel."""
+    cells = (difference[:, 1:, 1:] + difference[:, :-1, 1:] + difference[:, 1:, :-1] + difference[:, :-1, :-1]) / 4
+    return float(cells.square().mean(0).sqrt().flatten().sort().values[-4:].mean())
 
 
 @pytest.mark.parametrize("change", [mirrored, shifted, recoloured, noisy])
 def test_a_changed_image_stays_near_itself(change):
     images = pictures(12)
-    changed = change(images, np.random.default_rng(0))
-    for i, x in enumerate(reduced(changed)):
-        plain, shape = aligned(x, reduced(images))
-        assert shape.argmin() == i
-        assert shape[i] < 0.5 * shape[torch.arange(12) != i].min()
-        assert change is recoloured or plain.argmin() == i
+    changed, others = reduced(change(images, np.random.default_rng(0))), reduced(images)
+    space = {"mirrored": 2, "recoloured": 1}.get(change.__name__, 0)
+    for i, x in enumerate(changed):
+        found = aligned(x, others)[space]
+        assert found.argmin() == i
+        assert found[i] < 0.5 * found[torch.arange(12) != i].min()
 
 
 def test_an_image_larger_than_needed_is_reduced_and_a_grey_one_too():
     large = np.kron(pictures(1)[0], np.ones((4, 4, 1), np.uint8))
     assert reduced(large[None]).shape == (1, 3, 64, 64)
     x = reduced(large[None, ..., :1])
-    assert aligned(x[0], x)[1] == pytest.approx(0, abs=5e-3)
+    assert aligned(x[0], x).max() < 0.5
+    assert aligned(x[0], x)[:2].max() == pytest.approx(0, abs=1e-5)
 
 
 def test_the_same_picture_saved_once_more_is_no_other_picture(data):
@@ -148,36 +158,36 @@ def test_equal_images_are_one_that_is_counted(tmp_path):
     assert found.features.shape == (5, 48)
     assert torch.equal(found.pixels([4, 2]), reduced(images[[4, 2]]))
     near = kin(found.features[2], found.pixels([2])[0], found, None)
-    assert near.places == [2, 2, 2]
-    assert (near.first < 1e-2).all() and (near.following > 0.1).all()
+    assert near.places[:3] == [2, 2, 2]
+    assert (near.first[:3] < 1e-2).all()
+    assert (near.following > 0.1).all()
     alone = kin(found.features[2], found.pixels([2])[0], found, None, real=True)
     assert 2 not in alone.places
 
 
 def test_the_rule_keeps_to_its_level_on_images_it_has_not_seen():
+    """Where nearness in one space says nothing of another, which is the worst case."""
     rng = np.random.default_rng(0)
-    shares = []
     for count in (20, 40, 100, 400):
-        flagged = []
-        for _ in range(60):
-            real, others = (np.exp(-rng.gamma(1.0, 0.3, (size, 3))) for size in (count, 200))
-            flagged.append(float(calibrate(real).copies(others).mean()))
-        shares.append(np.mean(flagged))
-        assert shares[-1] <= LEVEL + 0.01
-        assert rank(count) / (count + 1) <= LEVEL
-    assert shares[-1] < 0.04  # aims lower where it can
-    with pytest.raises(ValueError, match="18 real images are too few .* 20 are needed"):
-        calibrate(np.ones((18, 3)))
+        flagged = [calibrate(rng.random((count, 4))).copies(rng.random((500, 4))).mean() for _ in range(60)]
+        assert np.mean(flagged) <= LEVEL + 0.01
+        assert allowed(count) / count <= LEVEL
+        real = rng.random((count, 4))
+        assert checked(real) <= LEVEL * count + 3 * (LEVEL * count) ** 0.5
+    assert np.mean(flagged) < 0.04  # aims lower where it can
+    with pytest.raises(ValueError, match=r"18 real images are too few .* 20 are needed"):
+        calibrate(np.ones((18, 4)))
 
 
 def test_a_copy_in_one_space_is_a_copy_and_twins_in_it_do_not_hide_those_of_another():
-    rng = np.random.default_rng(0)
-    real = np.exp(-rng.gamma(1.0, 0.1, (200, 3)))
-    real[:20, 2] = 1e-3  # a tenth of real images are recolourings of training images
+    real = np.random.default_rng(0).uniform(0.2, 1, (200, 4))
+    real[:20, 3] = 0  # a tenth of real images are mirror images of training images
     rule = calibrate(real)
-    assert rule.copies(np.array([[0.1, 0.9, 0.9], [0.9, 0.1, 0.9], [0.9, 0.9, 0.3]])).tolist() == [True, True, False]
+    new = np.array([[0.02, 0.9, 0.9, 0.9], [0.9, 0.1, 0.9, 0.9], [0.9, 0.9, 0.1, 0.9], [0.9, 0.9, 0.9, 0.01], [0.5, 0.5, 0.5, 0.5]])
+    assert rule.copies(new).tolist() == [True, True, True, False, False]
     assert checked(real) <= LEVEL * 200
-    assert checked(real[:30]) == 0
+    assert checked(real[:20]) == 0, "too few without any of them"
+    assert not calibrate(np.zeros((40, 4))).copies(np.zeros((3, 4))).any(), "all real images are training images"
 
 
 @pytest.mark.parametrize(("count", "of"), [(0, 10), (3, 10), (500, 500), (17, 400)])
@@ -242,8 +252,8 @@ def test_an_audit_is_plain_values(data):
     values = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert (values["samples"], values["copies"], values["share"]) == (5, 3, 0.6)
     assert values["copied"] == [{"name": f"train/00{i}.png", "copies": 1, "times": 1} for i in range(3)]
-    assert set(values["images"][0]["nearest"]) == {"features", "pixels", "recoloured pixels"}
-    assert set(values) - set(found.summary()) == {"rule", "images"}
+    assert set(values["images"][0]["nearest"]) == {"features", "pixels", "recoloured", "mirrored"}
+    assert set(values) - set(found.summary()) == {"images"}
 
 
 def test_images_of_a_folder_are_read_in_order(data):
@@ -283,7 +293,7 @@ def test_a_model_is_audited_at_the_command_line(tiny, data, tmp_path, monkeypatc
     code, out, err = lw(monkeypatch, capsys, *arguments, "--images", copies, "-o", tmp_path / "read")
     assert code == 0, err
     assert "9 of 9 samples are copies" in out
-    assert "1 copies" not in out and "1 copy of train/000.png" in out
+    assert "  1 of train/000.png" in out
 
 
 def test_mistakes_are_one_line_and_nothing_is_written(tiny, data, tmp_path, monkeypatch, capsys):
@@ -296,5 +306,6 @@ def test_mistakes_are_one_line_and_nothing_is_written(tiny, data, tmp_path, monk
     ):
         code, _, err = lw(monkeypatch, capsys, "audit", tiny, *arguments, "-o", tmp_path / "out")
         assert code == 2
-        assert said in err and err.count("\n") == 1
+        assert said in err
+        assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()

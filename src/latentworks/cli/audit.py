@@ -50,7 +50,7 @@ def audit(
     found = audited.audit
     typer.echo(f"{name}: {found.words}")
     for one in found.copied[:10]:
-        typer.echo(f"  {one.copies} copies of {one.name}" + (f", which the training set has {one.times} times" if one.times > 1 else ""))
+        typer.echo(f"  {one.copies} of {one.name}" + (f", which is {one.times} times in the training set" if one.times > 1 else ""))
     for note in found.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"{out / 'audit.json'}: every sample; {out / 'suspects.png'}: the most suspicious beside the nearest training images")

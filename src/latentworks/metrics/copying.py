@@ -18,6 +18,7 @@ LEAST = 20
 
 _AIM = 0.03  # what is aimed at where there are enough real images, so that others do not exceed the level by chance
 _SURELY = 5  # real images taken for copies from which on the aim may be lower than the level
+_PARTS = 20  # in which real images are left out to check the rule
 _WEIGHTS = np.array([0.3, 1.0, 0.9, 0.3])  # how much of what may be taken for copies by chance is spent in each space; near.SPACES
 
 Values = Float[np.ndarray, "n 4"]
@@ -30,13 +31,15 @@ class Rule(NamedTuple):
     real: Float[np.ndarray, "h 4"]
     limit: float
 
-    def chances(self, values: Values) -> Float[np.ndarray, "n 4"]:
-        """The share of real images that are nearer in each space, over its weight. Nearer than all of them, it falls with the value."""
-        columns = zip(self.real.T, values.T, strict=True)
-        places = np.stack([np.searchsorted(real, column) for real, column in columns], axis=1)
-        least = self.real[0]
+    def chances(self, values: Values, own: bool = False) -> Float[np.ndarray, "n 4"]:
+        """The share of real images that are nearer in each space, over its weight. Nearer than all of them, it falls with the value.
+
+        ``own``: the images are these real ones, each beside the others.
+        """
+        places = np.stack([np.searchsorted(real, column) for real, column in zip(self.real.T, values.T, strict=True)], axis=1)
+        least = np.where(own & (values <= self.real[0]), self.real[1], self.real[0])
         beyond = np.divide(values, least, out=np.ones_like(values), where=(values < least) & (least > 0))
-        return (places + 1) * beyond / (len(self.real) + 1) / _WEIGHTS
+        return (places + 1) * beyond / (len(self.real) + 1 - own) / _WEIGHTS
 
     def scores(self, values: Values) -> Float[np.ndarray, "n 4"]:
         """In each space; an image whose largest score is 1 or more is a copy."""
@@ -60,23 +63,23 @@ def allowed(count: int) -> int:
 
 
 def calibrate(values: Values) -> Rule:
-    """The rule that real images set: the widest that takes no more than `allowed` of them for copies. Raises: as `allowed`."""
+    """The rule that real images set: the widest that takes no more than `allowed` of them for copies, each beside the others.
+
+    Raises: as `allowed`.
+    """
     most = allowed(len(values))
     rule = Rule(np.sort(values, axis=0), 1.0)
-    chances = np.sort(rule.chances(values).min(axis=1))
+    chances = np.sort(rule.chances(values, own=True).min(axis=1))
     limits = [chance for chance in chances[:most] if np.searchsorted(chances, chance, side="right") <= most]
     return rule._replace(limit=float(limits[-1] if limits else chances[0] / 2))
 
 
 def checked(values: Values, seed: int = 0) -> int:
-    """How many real images are taken for copies, each by a rule of the other half of them: what the rule does to images it has not seen.
-
-    Of halves too few for a rule it is 0.
-    """
-    if len(values) < 2 * LEAST:
+    """How many real images are taken for copies, each by a rule of others: what the rule does to images it has not seen."""
+    parts = np.array_split(np.random.default_rng(seed).permutation(len(values)), min(_PARTS, len(values)))
+    if len(values) - len(parts[0]) < LEAST:
         return 0
-    halves = np.array_split(np.random.default_rng(seed).permutation(len(values)), 2)
-    return sum(int(calibrate(values[a]).copies(values[b]).sum()) for a, b in (halves, halves[::-1]))
+    return sum(int(calibrate(np.delete(values, part, axis=0)).copies(values[part]).sum()) for part in parts)
 
 
 def wilson(count: int, of: int, z: float = 1.96) -> tuple[float, float]:
