@@ -3,8 +3,8 @@
 Models of latents are trained for `--minutes` each with the bundled first stage, without conditions. `overfitted`: on 50 emoji; all its
 samples should be copies. `repeated`: on 2,000 files, half of them 20 emoji repeated 50 times, half of them others. What is a copy of the 20
 there is said by another measure than the audit's: the root mean square difference to one of them is at most half of that to every other
-training image. `real`: nothing is trained; how many held-out emoji are taken for copies of the training images, by a rule of others of them,
-and how many training images that went through the first stage, with a little noise on the latents, are found.
+training image. `real`: nothing is trained; how many held-out emoji are taken for copies of the training images, by a rule of others of
+them, and how many training images that went through the first stage, with a little noise on the latents, are found.
 """
 
 import argparse

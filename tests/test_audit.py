@@ -96,7 +96,7 @@ def ended(steps):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return folder(tmp_path_factory.mktemp("data"), train=pictures(80, 1), held_out=pictures(60, 2))
+    return folder(tmp_path_factory.mktemp("data"), train=pictures(60, 1), held_out=pictures(45, 2))
 
 
 def test_an_image_is_compared_where_it_fits_best():
@@ -143,7 +143,7 @@ def test_an_image_larger_than_needed_is_reduced_and_a_grey_one_too():
 
 
 def test_the_same_picture_saved_once_more_is_no_other_picture(data):
-    images = pictures(80, 1)
+    images = pictures(60, 1)
     thumbs = thumbnails(reduced(images))
     again = (images[3] + np.random.default_rng(0).integers(-2, 3, images[3].shape)).clip(0, 255).astype(np.uint8)
     assert same(thumbnails(reduced(again[None]))[0], thumbs).nonzero().flatten().tolist() == [3]
@@ -198,8 +198,8 @@ def test_intervals_are_wilsons(count, of):
 
 @pytest.mark.parametrize("change", [mirrored, shifted, recoloured, noisy])
 def test_copies_are_found_however_changed(data, change):
-    found, _ = audited(data, change(pictures(80, 1), np.random.default_rng(0)))
-    assert found.copies >= 0.95 * 80
+    found, _ = audited(data, change(pictures(60, 1)[:30], np.random.default_rng(0)))
+    assert found.copies >= 29
     right = [verdict for verdict in found.verdicts if verdict.copy and verdict.original == f"train/{int(verdict.name):03}.png"]
     assert len(right) >= 0.95 * found.copies
     assert "mostly repeats its training images" in found.words
@@ -207,10 +207,10 @@ def test_copies_are_found_however_changed(data, change):
 
 
 def test_new_images_are_no_copies(data):
-    found, suspects = audited(data, pictures(100, 3))
-    assert found.copies <= LEVEL * 100
+    found, suspects = audited(data, pictures(40, 3))
+    assert found.copies <= LEVEL * 40
     assert found.words.startswith("no sign of memorisation")
-    assert (found.real, found.what, found.notes) == (60, "held-out images", [])
+    assert (found.real, found.what, found.notes) == (45, "held-out images", [])
     assert len(suspects) == SHOWN
     scores = [suspect.verdict.score for suspect in suspects]
     assert scores == sorted(scores, reverse=True)
@@ -219,9 +219,9 @@ def test_new_images_are_no_copies(data):
 
 
 def test_repeated_images_are_named_with_their_copies(tmp_path):
-    repeated, others = pictures(4, 5), pictures(60, 6)
-    path = folder(tmp_path, train=[*repeated, *repeated, *repeated, *others], held_out=pictures(50, 7))
-    samples = [*noisy(np.repeat(repeated, 5, axis=0), np.random.default_rng(0)), *pictures(60, 8)]
+    repeated, others = pictures(4, 5), pictures(40, 6)
+    path = folder(tmp_path, train=[*repeated, *repeated, *repeated, *others], held_out=pictures(45, 7))
+    samples = [*noisy(np.repeat(repeated, 5, axis=0), np.random.default_rng(0)), *pictures(30, 8)]
     found, _ = audited(path, samples)
     assert sum(verdict.copy for verdict in found.verdicts[:20]) >= 18
     assert sum(verdict.copy for verdict in found.verdicts[20:]) <= 3
@@ -258,8 +258,8 @@ def test_an_audit_is_plain_values(data):
 
 def test_images_of_a_folder_are_read_in_order(data):
     names, images = zip(*read(reference(data, "held_out"), 7), strict=True)
-    assert names == tuple(f"held_out/{i:03}.png" for i in range(60))
-    np.testing.assert_array_equal(np.stack(images), pictures(60, 2))
+    assert names == tuple(f"held_out/{i:03}.png" for i in range(45))
+    np.testing.assert_array_equal(np.stack(images), pictures(45, 2))
 
 
 @pytest.fixture

@@ -39,11 +39,13 @@ class Rule(NamedTuple):
         places = np.stack([np.searchsorted(real, column) for real, column in zip(self.real.T, values.T, strict=True)], axis=1)
         least = np.where(own & (values <= self.real[0]), self.real[1], self.real[0])
         beyond = np.divide(values, least, out=np.ones_like(values), where=(values < least) & (least > 0))
-        return (places + 1) * beyond / (len(self.real) + 1 - own) / _WEIGHTS
+        chances: np.ndarray = (places + 1) * beyond / (len(self.real) + 1 - own) / _WEIGHTS
+        return chances
 
     def scores(self, values: Values) -> Float[np.ndarray, "n 4"]:
         """In each space; an image whose largest score is 1 or more is a copy."""
-        return self.limit / np.maximum(self.chances(values), 1e-9)
+        scores: np.ndarray = self.limit / np.maximum(self.chances(values), 1e-9)
+        return scores
 
     def copies(self, values: Values) -> Bool[np.ndarray, " n"]:
         """Which images are copies."""
