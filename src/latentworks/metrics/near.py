@@ -159,17 +159,17 @@ def _shapes(thumbs: Float[Tensor, "b c 8 8"]) -> Float[Tensor, "b d"]:
 def kin(features: Float[Tensor, " d"], x: Float[Tensor, "c s s"], training: Album, held_out: Album | None, *, real: bool = False) -> Kin:
     """How near a reduced image is to the training images, and to real images in general.
 
-    ``real``: it is one of them itself, which is left out with all that are the same picture.
+    ``of``: the one of both albums that it is in itself, where it is left out with all that are the same picture.
     """
     thumb = thumbnails(x[None])[0]
-    places, values = _distances(features, x, training, same(thumb, training.thumbs) if real else None)
+    places, values = _distances(features, x, training, same(thumb, training.thumbs) if of is training else None)
     nearest = values.argmin(dim=1)
     following = values.clone()
     for space, place in enumerate(places[nearest].tolist()):
         following[space, same(training.thumbs[place], training.thumbs[places])] = torch.inf
     others = following.min(dim=1).values
     if held_out is not None:
-        _, elsewhere = _distances(features, x, held_out, same(thumb, held_out.thumbs) if real else None)
+        _, elsewhere = _distances(features, x, held_out, same(thumb, held_out.thumbs) if of is held_out else None)
         others = torch.minimum(others, elsewhere.min(dim=1).values) if elsewhere.shape[1] else others
     others = torch.where(others.isinf(), values.max(dim=1).values, others)  # nothing but the same picture was found
     first = values.min(dim=1).values
