@@ -156,7 +156,9 @@ def _shapes(thumbs: Float[Tensor, "b c 8 8"]) -> Float[Tensor, "b d"]:
     return (x / (x.square().mean(dim=(2, 3), keepdim=True) + FLAT).sqrt()).flatten(1)
 
 
-def kin(features: Float[Tensor, " d"], x: Float[Tensor, "c s s"], training: Album, held_out: Album | None, *, real: bool = False) -> Kin:
+def kin(
+    features: Float[Tensor, " d"], x: Float[Tensor, "c s s"], training: Album, held_out: Album | None, *, of: Album | None = None
+) -> Kin:
     """How near a reduced image is to the training images, and to real images in general.
 
     ``of``: the one of both albums that it is in itself, where it is left out with all that are the same picture.
