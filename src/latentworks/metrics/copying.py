@@ -32,11 +32,12 @@ class Rule(NamedTuple):
     limit: float
 
     def chances(self, values: Values, own: bool = False) -> Float[np.ndarray, "n 4"]:
-        """The share of real images that are nearer in each space, over its weight. Nearer than all of them, it falls with the value.
+        """The share of real images that are as near in each space, over its weight. Nearer than all of them, it falls with the value.
 
         ``own``: the images are these real ones, each beside the others.
         """
-        places = np.stack([np.searchsorted(real, column) for real, column in zip(self.real.T, values.T, strict=True)], axis=1)
+        pairs = zip(self.real.T, values.T, strict=True)
+        places = np.stack([np.searchsorted(real, column, side="right") for real, column in pairs], axis=1) - own
         least = np.where(own & (values <= self.real[0]), self.real[1], self.real[0])
         beyond = np.divide(values, least, out=np.ones_like(values), where=(values < least) & (least > 0))
         chances: np.ndarray = (places + 1) * beyond / (len(self.real) + 1 - own) / _WEIGHTS
