@@ -2,7 +2,7 @@
 
 import typer
 
-from latentworks.cli import convert, data, inspect, measure, plan, report, sample, train
+from latentworks.cli import audit, convert, data, inspect, measure, plan, report, sample, train
 
 __all__ = ["app"]
 
@@ -16,7 +16,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 for command in (
-    train.train, train.encode, sample.sample, sample.demo, measure.evaluate, report.report, convert.convert, inspect.info, plan.plan,
-    inspect.doctor,
+    train.train, train.encode, sample.sample, sample.demo, measure.evaluate, audit.audit, report.report, convert.convert,
+    inspect.info, plan.plan, inspect.doctor,
 ):  # fmt: skip
     app.command()(command)
