@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("model", help="a model without conditions")
     parser.add_argument("--data", type=Path, required=True, help="a folder of images")
     parser.add_argument("--split", choices=["held_out", "train"], default="held_out", help="which part of it (default: held_out)")
-    parser.add_argument("--noise", type=float, nargs="*", default=[0.1, 0.05], help="default: 0.1 0.05")
+    parser.add_argument("--noise", type=float, nargs="*", default=[0.05], help="default: 0.05")
     parser.add_argument("-n", type=int, default=1000, help="images (default: 1000)")
     parser.add_argument("--steps", type=int, default=25, help="of sampling (default: 25)")
     parser.add_argument("--sampler", default="ddim", help="default: ddim")
@@ -78,7 +78,7 @@ def main() -> None:
     found = images(options.data, recipe_of(options.model), Extras(), options.n, options.split, options.seed)
     pipe, measure = pipeline(options.model), Measure(found.pixels)
     small = np.stack([bicubic(one, FACTOR) for one in found.pixels])
-    settings = {"none": {"scale": 0.0}, "paper": {"noise": None}} | {f"{noise:g}": {"noise": noise} for noise in options.noise}
+    settings = {"none": {"scale": 0.0}} | {f"{noise:g}": {"noise": noise} for noise in options.noise} | {"paper": {"noise": None}}
     rows, shown = [], [[Image.fromarray(one) for one in small[:SHOWN]]]
     for name, values in settings.items():
         made = drawn(pipe, small, ImageGuidanceConfig.parse({"guide": "down", **values}), options)

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import types
 
 import numpy as np
 import pytest
@@ -272,16 +271,15 @@ def tiny(tmp_path, monkeypatch):
 
 
 def test_a_model_is_audited_at_the_command_line(tiny, data, tmp_path, monkeypatch, capsys):
-    written = {}
-    module = types.SimpleNamespace(add_audit=lambda path, summary: written.update({str(path): summary}))
-    monkeypatch.setitem(__import__("sys").modules, "latentworks.metrics.card", module)
+    assert lw(monkeypatch, capsys, "evaluate", tiny, "--data", data, "-n", 4, "--steps", 1, "--json", tmp_path / "card.json")[0] == 0
     arguments = ("audit", tiny, "--data", data, "--batch", 4, "--card", tmp_path / "card.json")
     code, out, err = lw(monkeypatch, capsys, *arguments, "-n", 6, "-o", tmp_path / "drawn")
     assert code == 0, err
     values = json.loads((tmp_path / "drawn" / "audit.json").read_text())
     assert [image["name"] for image in values["images"]] == [f"seed {i}" for i in range(6)]
     assert out.startswith(f"{values['model']}: {values['verdict']}")
-    assert written[str(tmp_path / "card.json")]["samples"] == 6
+    assert json.loads((tmp_path / "card.json").read_text())["audit"]["samples"] == 6
+    assert "audit" in (tmp_path / "card.md").read_text().lower()
     with Image.open(tmp_path / "drawn" / "suspects.png") as sheet:
         assert sheet.width > 6 * 128
 
@@ -303,6 +301,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(tiny, data, tmp_path, monk
         (("--data", tmp_path / "none"), "does not exist"),
         (("--data", data, "-n", 0), "n: "),
         (("--data", data, "--images", tmp_path / "none"), "does not exist"),
+        (("--data", data, "--card", tmp_path / "none.json"), "none.json"),
     ):
         code, _, err = lw(monkeypatch, capsys, "audit", tiny, *arguments, "-o", tmp_path / "out")
         assert code == 2

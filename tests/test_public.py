@@ -75,5 +75,5 @@ def test_help_is_quick():
         out = output_of(lw, "--help")
         seconds.append(time.perf_counter() - began)
     assert min(seconds) < 0.3
-    for command in ("data", "train", "encode", "sample", "demo", "evaluate", "info", "doctor"):
+    for command in ("data", "train", "encode", "sample", "demo", "evaluate", "audit", "report", "info", "doctor"):
         assert f"\n  {command} " in out

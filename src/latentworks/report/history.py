@@ -3,10 +3,10 @@
 import re
 from collections.abc import Sequence
 
-from latentworks import train as loop
 from latentworks.report.blocks import Block, Chart, Charts, Table, Text
 from latentworks.report.charts import POINTS, RAMP, Curve, Scale, chart
 from latentworks.report.run import Points, Run
+from latentworks.train import learning_rate
 
 __all__ = ["buckets", "curves"]
 
@@ -49,7 +49,7 @@ def curves(run: Run) -> list[Block]:
         charts.append(_chart(run, lines, "Gradient norm", "before clipping" if run.recipe.train.clip else "not clipped"))
     if run.step:
         steps = sorted({round(i * (run.step - 1) / (POINTS - 1)) for i in range(POINTS)})
-        rate = [(step, loop.learning_rate(run.recipe.train, step)) for step in steps]
+        rate = [(step, learning_rate(run.recipe.train, step)) for step in steps]
         charts.append(_chart(run, [Curve("learning rate", rate)], "Learning rate", "by the recipe", log_y=False))
     charts += [_figure(run, name) for name in names if name in _LAST]
     longest = max((len(points) for series in (run.trained, run.held_out) for points in series.values()), default=0)
