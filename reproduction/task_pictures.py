@@ -1,4 +1,4 @@
-"""Run every `lw sample` command of docs/tasks/*.md and put its picture beside the page: what was given, then what was drawn.
+"""Run every `lw sample models/..` command of docs/tasks/*.md and put its picture beside the page: what was given, then what was drawn.
 
 python reproduction/task_pictures.py            all pages
 python reproduction/task_pictures.py layout     one of them
@@ -33,7 +33,7 @@ def main() -> None:
     os.chdir(ROOT)
     inputs()
     for page in sorted(PAGES.glob("*.md")):
-        commands = re.findall(r"^lw sample (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        commands = re.findall(r"^lw sample (models/.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
         if commands and (len(sys.argv) < 2 or page.stem in sys.argv[1:]):
             rows = [given(words) + drawn(words) for words in map(shlex.split, commands)]
             columns = max(map(len, rows))

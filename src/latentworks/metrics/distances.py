@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["KernelDistance", "PrecisionRecall", "bootstrap", "frechet_distance", "interval", "kid", "precision_recall"]
 
 Features = Float[np.ndarray, "n d"]
-CHUNK = 2048  # rows turned to float64 at a time
+CHUNK = 256  # rows turned to float64 at a time
 
 
 def frechet_distance(a: Features, b: Features) -> float:
@@ -83,17 +83,17 @@ def precision_recall(real: Features, generated: Features, *, k: int = 3) -> Prec
     Raises: ValueError for unequal dimensions or no more than k samples.
     """
     _check(real, generated, least=k + 1)
-    r, g = torch.from_numpy(real), torch.from_numpy(generated)
+    r, g = torch.from_numpy(real).double(), torch.from_numpy(generated).double()
     return PrecisionRecall(_inside(g, r, _radii(r, k)), _inside(r, g, _radii(g, k)))
 
 
 def _radii(x: Tensor, k: int) -> Float[Tensor, " n"]:
     """Distance of each row to its k-th nearest other row (the nearest of all is itself)."""
-    return torch.cat([torch.cdist(chunk.double(), x.double()).kthvalue(k + 1).values for chunk in torch.split(x, CHUNK)])
+    return torch.cat([torch.cdist(chunk, x).kthvalue(k + 1).values for chunk in torch.split(x, CHUNK)])
 
 
 def _inside(x: Tensor, centres: Tensor, radii: Tensor) -> float:
-    inside = [(torch.cdist(chunk.double(), centres.double()) <= radii).any(dim=1) for chunk in torch.split(x, CHUNK)]
+    inside = [(torch.cdist(chunk, centres) <= radii).any(dim=1) for chunk in torch.split(x, CHUNK)]
     return float(torch.cat(inside).double().mean())
 
 
