@@ -85,13 +85,15 @@ TASKS: dict[str, Callable[[], Recipe]] = {
         "scenes-class",
         "Class to image, the class as a token of cross-attention, 64 px.",
         (LabelConfig(classes=1, width=128, dropout=0.1),),
-        guidance=2.0,
+        guidance=5.0,
+        steps=10_000,
     ),
     "scenes-class-vector": _task(
         "scenes-class-vector",
         "Class to image, the class added to the time embedding, 64 px.",
         (LabelConfig(classes=1, width=160, route="vector", dropout=0.1),),
-        guidance=2.0,
+        guidance=5.0,
+        steps=10_000,
     ),
     "scenes-classifier": _classifier,
     "scenes-map": _task(
