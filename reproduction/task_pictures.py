@@ -66,7 +66,7 @@ def inputs() -> None:
         ):
             scene.save(PAGES / "scene.png")
             scene.resize((SIDE // 4, SIDE // 4), Image.Resampling.BICUBIC).save(PAGES / "small.png")
-            labels.save(PAGES / "map.png")
+            labels.save(PAGES / "labels.png")
     Image.fromarray(draw_mask(SIDE, SIDE, np.random.default_rng(SEED))).save(PAGES / "mask.png")
 
 
@@ -76,7 +76,7 @@ def given(words: list[str]) -> list[Image.Image]:
     for word in words:
         if word.endswith(".json"):
             pictures.append(boxes_picture(json.loads(Path(word).read_text(encoding="utf-8")), SIDE))
-        elif word.endswith("map.png"):
+        elif word.endswith("labels.png"):
             pictures.append(shown(Image.fromarray(paint(np.asarray(Image.open(word)).astype(int), class_colours(256)))))
         elif word.endswith(".png"):
             pictures.append(shown(Image.open(word)))

@@ -1,0 +1,42 @@
+"""The pages of the tasks: every command with a committed model runs, and the page has the picture that it made."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from latentworks.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs" / "tasks").glob("*.md"))
+COMMANDS = [
+    (page.stem, line) for page in PAGES for line in re.findall(r"^lw sample (models/.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+]
+FEWER = ["--steps", "2", "-n", "1"]  # the last of two equal options counts
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_a_command_draws(page, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["lw", "sample", *shlex.split(line), *FEWER, "-o", str(tmp_path / "drawn")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert list((tmp_path / "drawn").glob("*.png"))
+
+
+@pytest.mark.parametrize("page", sorted({page for page, _ in COMMANDS}))
+def test_a_page_shows_what_its_commands_drew(page):
+    assert "![" in (text := (ROOT / "docs" / "tasks" / f"{page}.md").read_text(encoding="utf-8"))
+    assert f"({page}.png)" in text
+    with Image.open(ROOT / "docs" / "tasks" / f"{page}.png") as image:
+        image.verify()
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "models").iterdir()), ids=lambda folder: folder.name)
+def test_a_model_is_small_and_has_its_card(folder):
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 8e6
+    assert "CC BY-SA 4.0" in (folder / "README.md").read_text(encoding="utf-8")
