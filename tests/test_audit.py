@@ -18,7 +18,7 @@ from latentworks.metrics.copying import LEVEL, allowed, calibrate, checked, wils
 from latentworks.metrics.measurement import Progress
 from latentworks.metrics.near import aligned, kin, reduced, same, thumbnails
 from latentworks.metrics.reference import Reference
-from toys import diffusion_model, lw
+from toys import diffusion_model, ended, lw
 
 SIDE = 32
 
@@ -82,15 +82,6 @@ def audited(path, samples, held_out=True) -> Audited:
     *progress, found = audit(named, len(named), reference(path, "train"), Coarse(), held_out=held, batch=7)
     assert all(isinstance(p, Progress) and 0 < p.done <= p.total for p in progress)
     return found
-
-
-def ended(steps):
-    """What a generator returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return stop.value
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from latentworks.metrics.card import Card, add_audit, facts, read_card, write_ca
 from latentworks.metrics.reference import fingerprint, reference_images
 from latentworks.metrics.task import wanted_of
 from test_evaluate import SMALL, TEXT, Means, build, diffusion_recipe, first_stage_recipe, lw, shapes
+from toys import ended
 
 TEXT_MODEL = diffusion_recipe([TEXT])
 FIRST_STAGE = first_stage_recipe(VQConfig(**SMALL, codes=16))
@@ -281,22 +282,14 @@ def test_a_card_is_written_whole_or_not_at_all(bench, tmp_path, monkeypatch):
         write_card(card, tmp_path / "taken.json")
 
 
-def run(events):
-    while True:
-        try:
-            next(events)
-        except StopIteration as stop:
-            return stop.value
-
-
 def test_a_fingerprint_depends_on_content_alone(tmp_path):
     folder, recipe = shapes(tmp_path), diffusion_recipe([LabelConfig(classes=2, width=32)], KLConfig(**SMALL))
-    first, second = (run(fingerprint(reference_images(folder, recipe, None), ("label",), batch)) for batch in (3, 12))
+    first, second = (ended(fingerprint(reference_images(folder, recipe, None), ("label",), batch)) for batch in (3, 12))
     assert first == second
     (folder / "a" / "00.png").touch()
     (folder / "a" / "00.txt").write_text("another caption")
     reference = reference_images(folder, recipe, None)
-    assert run(fingerprint(reference, ("label",))) == first
+    assert ended(fingerprint(reference, ("label",))) == first
     assert not reference.dataset._images, "images are not kept"
     (folder / "a").rename(folder / "c")
-    assert run(fingerprint(reference_images(folder, recipe, None), ("label",))).conditions != first.conditions
+    assert ended(fingerprint(reference_images(folder, recipe, None), ("label",))).conditions != first.conditions

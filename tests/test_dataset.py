@@ -81,6 +81,13 @@ def test_damaged_files_are_skipped_counted_and_named(folder):
     assert [b["index"].tolist() for b in again.batches(5)] == [[0, 1, 2, 4, 5], [6, 7, 8]]
 
 
+def test_of_many_images_a_part_is_read_evenly_spread(folder):
+    dataset = ImageDataset(FolderSource(folder), Preprocess(size=8))
+    every = list(range(len(dataset)))
+    for most, kept in ((None, every), (len(every), every), (len(every) - 1, every[::2]), (3, every[:: -(-len(every) // 3)])):
+        assert [i for b in dataset.batches(4, most) for i in b["index"].tolist()] == kept
+
+
 def test_all_damaged(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(ValueError, match="not one image can be read"):

@@ -63,14 +63,14 @@ def _task(
 
 
 def _classifier() -> ClassifierRecipe:
-    """Of the classes of `scenes-class`, for a seventh of its time."""
+    """Of the classes of `scenes-class`, for less than a tenth of its time."""
     return ClassifierRecipe(
         name="scenes-classifier",
         data=Preprocess(size=64),
         first_stage=_scenes_ae().first_stage,
         process=ProcessConfig(prediction="v"),
         classifier=NoisyClassifierConfig(unet=_UNET_64.replace(channels=32, head_channels=32, dropout=0.1), classes=1),
-        train=_TRAINING.replace(steps=1000, ema=0.99).model_dump(),
+        train=_TRAINING.replace(steps=2500, ema=0.99).model_dump(),
     )
 
 
