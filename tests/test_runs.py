@@ -213,6 +213,7 @@ def test_a_run_folder_of_another_model_is_refused(data, stage, tmp_path):
         go(ae("train.steps=1", "first_stage.latent_channels=3"), data, tmp_path / "ae")
     messages = go(ae("train.steps=2"), data, tmp_path / "ae")
     assert "train.steps 1 -> 2: what depends on it changes from here on" in messages
+    assert json.loads((tmp_path / "ae" / "recipe.json").read_text())["train"]["steps"] == 2
     go(ldm("train.steps=1"), data, tmp_path / "ldm", first_stage=stage)
     with pytest.raises(ValueError, match="was trained with another first stage"):
         go(ldm("train.steps=2"), data, tmp_path / "ldm", first_stage=tmp_path / "ae")

@@ -68,10 +68,10 @@ def open_run(out: Path, prepared: Prepared) -> Found:
         if out.exists() and any(item.name != _LOCK for item in out.iterdir()):
             raise ValueError(f"{out} is not empty and no run of ours: give another --out")
         write_mark(out / "facts.json", _facts(prepared))
-        with staged_file(out / "recipe.json") as path:
-            prepared.recipe.save(path)
+        _save_recipe(out, prepared)
         return Found(None, math.inf, [])
     lines = _same_run(out, prepared)
+    _save_recipe(out, prepared)  # of a run that goes on, steps and what does not bind it may be others
     state, complaints = load_newest_state(out)
     if state is None:
         return Found(None, math.inf, [*lines, *complaints, "no saved state: starting anew"])
@@ -79,6 +79,11 @@ def open_run(out: Path, prepared: Prepared) -> Found:
     _forget_after(out / "metrics.jsonl", step)
     best = read_mark(out / "best.json").get("figure", math.inf)
     return Found(state, best, [*lines, *complaints, f"going on from step {step}"])
+
+
+def _save_recipe(out: Path, prepared: Prepared) -> None:
+    with staged_file(out / "recipe.json") as path:
+        prepared.recipe.save(path)
 
 
 def _facts(prepared: Prepared) -> dict[str, Any]:
