@@ -11,6 +11,7 @@ from latentworks.first_stage import IdentityConfig, KLAutoencoder, KLConfig, VQA
 from latentworks.model import LatentDiffusion
 from latentworks.nn.discriminator import Discriminator, DiscriminatorConfig
 from latentworks.objectives.diffusion import DiffusionObjective, DiffusionObjectiveConfig
+from latentworks.objectives.equivariance import Change, draw_change
 from latentworks.objectives.first_stage import FirstStageObjective, FirstStageObjectiveConfig
 from latentworks.unet import UNet, UNetConfig
 
@@ -311,3 +312,28 @@ def test_held_out_is_a_function_of_weights_and_data(kind):
     torch.testing.assert_close(after, state, rtol=0, atol=0, equal_nan=True)
     assert all(p.grad is None for module in objective.modules.values() for p in module.parameters())
     assert objective.best in first
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_equivariance_compares_the_changed_latents_image_with_the_changed_image(kind, monkeypatch):
+    change = Change(0.5, (-2,))
+    monkeypatch.setattr("latentworks.objectives.first_stage.draw_change", lambda *key: change)
+    objective, batch = first_stage_objective(kind, reduction="mean", equivariance=1.0), images()
+    loss = next(objective.losses(batch, 0)).value
+    stage = objective.first_stage
+    stage.set_statistics(torch.zeros(2), torch.ones(()))
+    latent = stage.to_latent(stage.encode_raw(batch["image"]), objective.noise("posterior", 0, batch))
+    expected = F.interpolate(batch["image"], scale_factor=0.5, mode="bilinear", antialias=True).flip(-2)
+    torch.testing.assert_close(loss, F.l1_loss(stage.decode(change(latent)), expected))
+
+
+def test_changes_are_drawn_as_often_as_asked_and_keep_sides_multiples():
+    drawn = [draw_change(0.25, 0, step) for step in range(400)]
+    changes = [change for change in drawn if change is not None]
+    assert 70 < len(changes) < 130
+    assert {change.flipped for change in changes} == {(), (-2,), (-1,), (-2, -1)}
+    assert all(0.5 <= change.scale <= 1 for change in changes)
+    image, latent = torch.zeros(1, 3, 24, 32), torch.zeros(1, 4, 6, 8)
+    for change in changes:
+        assert change(image, 4).shape[2:] == tuple(4 * side for side in change(latent).shape[2:])
+    assert draw_change(0.0, 0, 1) is None

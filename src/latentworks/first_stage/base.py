@@ -1,6 +1,7 @@
 """What a first stage is: images to latents and back, with the statistics that make latents zero-mean and unit-variance."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -103,8 +104,13 @@ class FirstStage(nn.Module, ABC):
         """Normalised latent -> image; VQ quantises here (straight-through in every mode). ``run``: how the decoder is run."""
 
     @abstractmethod
-    def forward(self, x: Float[Tensor, "b c h w"], randn_like: RandnLike | None = None) -> Reconstruction:
-        """The training path: encode, regularise, decode. KL samples with ``randn_like`` (None: the mode)."""
+    def forward(
+        self, x: Float[Tensor, "b c h w"], randn_like: RandnLike | None = None, change: Callable[[Tensor], Tensor] | None = None
+    ) -> Reconstruction:
+        """The training path: encode, regularise, decode. KL samples with ``randn_like`` (None: the mode).
+
+        ``change``: what is done to the latent before it is decoded (VQ: and quantised); the image is then of that latent's size.
+        """
 
     @property
     @abstractmethod

@@ -1,5 +1,6 @@
 """No first stage: diffusion in pixels (f = 1), the paper's baseline LDM-1."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -42,9 +43,11 @@ class IdentityFirstStage(FirstStage):
         """The inverse of `to_latent`."""
         return self.unnormalise(z)
 
-    def forward(self, x: Float[Tensor, "b c h w"], randn_like: RandnLike | None = None) -> Reconstruction:
+    def forward(
+        self, x: Float[Tensor, "b c h w"], randn_like: RandnLike | None = None, change: Callable[[Tensor], Tensor] | None = None
+    ) -> Reconstruction:
         """x, with nothing to regularise."""
-        return Reconstruction(x, x.new_zeros(()))
+        return Reconstruction(x if change is None else change(x), x.new_zeros(()))
 
     @property
     def last_layer(self) -> nn.Parameter:

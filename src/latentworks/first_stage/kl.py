@@ -1,5 +1,6 @@
 """The KL-regularised first stage: a Gaussian posterior per latent pixel, pulled slightly towards the standard normal."""
 
+from collections.abc import Callable
 from typing import Literal, cast
 
 import torch
@@ -50,12 +51,15 @@ class KLAutoencoder(FirstStage):
         """Image of a normalised latent."""
         return run(self.decoder, self.post_quant_conv(self.unnormalise(z).to(self.post_quant_conv.weight.dtype)))
 
-    def forward(self, x: Float[Tensor, "b c h w"], randn_like: RandnLike | None = None) -> Reconstruction:
+    def forward(
+        self, x: Float[Tensor, "b c h w"], randn_like: RandnLike | None = None, change: Callable[[Tensor], Tensor] | None = None
+    ) -> Reconstruction:
         """Reconstruction from a sample; the regulariser is the KL divergence to N(0, 1), summed over c, h, w, averaged over the batch."""
         raw = self.encode_raw(x)
         mean, logvar = _moments(raw)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
-        return Reconstruction(self.decoder(self.post_quant_conv(_sample(raw, randn_like))), kl)
+        z = _sample(raw, randn_like)
+        return Reconstruction(self.decoder(self.post_quant_conv(z if change is None else change(z))), kl)
 
     @property
     def last_layer(self) -> nn.Parameter:

@@ -1,5 +1,6 @@
 """The VQ-regularised first stage. Quantisation is the decoder's first layer, so that diffusion runs on continuous latents (Section 3.1)."""
 
+from collections.abc import Callable
 from typing import Literal, cast
 
 from jaxtyping import Float
@@ -52,9 +53,12 @@ class VQAutoencoder(FirstStage):
         z_q = self.quantizer.straight_through(self.unnormalise(z)).to(self.post_quant_conv.weight.dtype)
         return run(self.decoder, self.post_quant_conv(z_q))
 
-    def forward(self, x: Float[Tensor, "b c h w"], randn_like: RandnLike | None = None) -> Reconstruction:
+    def forward(
+        self, x: Float[Tensor, "b c h w"], randn_like: RandnLike | None = None, change: Callable[[Tensor], Tensor] | None = None
+    ) -> Reconstruction:
         """Reconstruction; the regulariser is the codebook and commitment loss. While ``continuous``: 0, and no codes."""
         z = self.encode_raw(x)
+        z = z if change is None else change(z)
         if self.continuous:
             return Reconstruction(self.decoder(self.post_quant_conv(z)), 0 * self.quantizer.codebook.sum())  # in the graph, for DDP
         quantized = self.quantizer(z)

@@ -15,6 +15,7 @@ from latentworks.first_stage.vq import VQAutoencoder
 from latentworks.nn.discriminator import DiscriminatorConfig
 from latentworks.nn.perceptual import EfficientNetPerceptualConfig, PerceptualConfig
 from latentworks.objectives.base import Loss, Noise, Objective, Upkeep, keyed_noise, mean_over_processes, rows_of_processes
+from latentworks.objectives.equivariance import draw_change
 from latentworks.random import generator
 from latentworks.types import Batch
 
@@ -31,6 +32,7 @@ class FirstStageObjectiveConfig(Config):
     ``restart_dead_after``: VQ codes unused for so many steps restart from encoder outputs; 0: never. An epoch's steps are a
     good value: the share of codes used in it is logged then. ``quantise_from``: a VQ stage is a plain autoencoder for this fraction of the
     run; then its codes are placed on what the encoder has learnt by then, instead of both chasing each other from noise.
+    ``equivariance``: the share of steps at which latents are flipped and made smaller, and so are the images they are to give (EQ-VAE).
     """
 
     kind: Literal["first_stage"] = "first_stage"
@@ -48,6 +50,7 @@ class FirstStageObjectiveConfig(Config):
     second_forward: bool = False
     restart_dead_after: int = Field(0, ge=0)
     quantise_from: float = Field(0.0, ge=0, lt=1)
+    equivariance: float = Field(0.0, ge=0, le=1)
 
 
 def adaptive_weight(nll: Tensor, adversarial: Tensor, image: Tensor, last_layer: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,16 +102,17 @@ class FirstStageObjective(Objective):
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """The autoencoder's loss, then, once the discriminator trains, the discriminator's on the same reconstruction."""
-        x = batch["image"]
-        forward = self.modules["first_stage"]
+        image, forward = batch["image"], self.modules["first_stage"]
+        change = draw_change(self.config.equivariance, self.seed, step)
+        x = image if change is None else change(image, self.first_stage.factor)
         if isinstance(self.first_stage, VQAutoencoder):
             self.first_stage.continuous = step < self.quantise_from
-        reconstruction: Reconstruction = forward(x, self.noise("posterior", step, batch))
+        reconstruction: Reconstruction = forward(image, self.noise("posterior", step, batch), change)
         yield self._autoencoder(x, reconstruction, step)
         if self.discriminator is None or step < self.discriminator_from:
             return
         if self.config.second_forward:  # not under no_grad, where attention takes a kernel that rounds otherwise
-            reconstruction = self.first_stage(x, self.noise("posterior again", step, batch))
+            reconstruction = self.first_stage(image, self.noise("posterior again", step, batch), change)
         yield self._discriminator(x, reconstruction.image.detach().float())
 
     def _nll(self, x: Tensor, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
