@@ -2,9 +2,10 @@
 
 The model is one of classes or an unconditional one; classes are drawn as often as the data has them. Images are those of the same seeds
 at every scale, without classifier-free guidance; scale 0 is the model by itself. The distance is Fréchet's in EfficientNet-Lite0's
-features, to the data's training part. Training time is that of the steps, from the runs' metrics.jsonl.
+features, to the data's training part. Training time is that of the steps, by the speed in a run's metrics.jsonl: the model's own, or a
+short run of its recipe on the same machine (`lw train scenes-class --data singles --first-stage models/scenes-ae --for 3m`).
 
-    python benchmarks/classifier_guidance.py runs/unconditional-64 runs/class-64-classifier --data photos
+    python benchmarks/classifier_guidance.py models/scenes-class runs/scenes-classifier --data singles --timed-by runs/scenes-class
 """
 
 import argparse
@@ -51,18 +52,18 @@ def drawn(pipeline: Pipeline, labels: list[str], request: SampleRequest) -> Iter
         done += len(same)
 
 
-def training_seconds(run: Path) -> float:
-    """Of all steps of a run in one process, as its log has their speed. Raises: ValueError where there is no log."""
-    log = run / "metrics.jsonl"
+def training_seconds(model: Path, timed_by: Path) -> float:
+    """Of all steps of a model, in one process, at the speed of a run of its recipe. Raises: ValueError where that run has no log."""
+    log = timed_by / "metrics.jsonl"
     if not log.is_file():
-        raise ValueError(f"{run} is no run folder with a metrics.jsonl, from which its training time is read: name the run itself")
-    config = read_recipe(run / "recipe.json").train
+        raise ValueError(f"{timed_by} is no run folder with a metrics.jsonl, from which the time of a step is read: see --timed-by")
+    config, steps = read_recipe(timed_by / "recipe.json").train, read_recipe(resolve_model(model) / "recipe.json").train.steps
     seconds, before = 0.0, 0
     for row in map(json.loads, log.read_text().splitlines()):
         if "images_per_second" in row:
             seconds += (row["step"] - before) * config.batch * config.accumulate / row["images_per_second"]
             before = row["step"]
-    return seconds
+    return seconds / before * steps
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -88,8 +89,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="run folder of the diffusion model")
+    parser.add_argument("model", type=Path, help="the diffusion model")
     parser.add_argument("classifier", type=Path, help="run folder of the classifier")
+    parser.add_argument("--timed-by", type=Path, help="a run of the model's recipe that tells the time of a step (default: MODEL)")
     parser.add_argument("--data", type=Path, required=True, help="folder whose sub-folders are the classes")
     parser.add_argument("--scales", type=float, nargs="+", default=SCALES, help="0 is always among them")
     parser.add_argument("-n", type=int, default=1000, help="images at each scale (default: 1000)")
@@ -99,7 +101,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=50, help="images at once (default: 50)")
     options = parser.parse_args()
     options.scales = sorted({0.0, *options.scales})
-    seconds = {name: training_seconds(run) for name, run in (("model", options.model), ("classifier", options.classifier))}
+    seconds = {
+        "model": training_seconds(options.model, options.timed_by or options.model),
+        "classifier": training_seconds(options.classifier, options.classifier),
+    }
     share = seconds["classifier"] / seconds["model"]
     rows = measure(options)
     alone, best = rows[0]["distance"], min(rows, key=lambda row: row["distance"])

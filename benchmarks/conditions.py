@@ -206,8 +206,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25, help="of sampling (default: 25)")
     parser.add_argument("--size", type=int, help="pixels a side, larger ones convolutionally (default: what the model was trained on)")
     parser.add_argument("--seed", type=int, default=0, help="of the first image drawn (default: 0)")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16"], help="of drawing (default: float32)")
     options = parser.parse_args()
-    task, pipeline = TASKS[options.task], None if options.model is None else sized(options.model, options.size)
+    task, pipeline = TASKS[options.task], None if options.model is None else sized(options.model, options.size, options.precision)
     if pipeline is not None:
         check(options.task, pipeline)
     size = task.sizes[-1] if pipeline is None else pipeline.size
@@ -216,7 +217,11 @@ def main() -> None:
     if pipeline is not None and not options.guidance and not any(map(droppable, pipeline.model.conditioners)):
         scales = [1.0]
     seeds = {"conditions": ASKED, "reference": REFERENCE, "drawing": options.seed}
-    facts = {"size": size, "n": options.n, "reference": options.reference, "steps": options.steps, "seeds": seeds, "judge": accuracy}
+    facts = {name: getattr(options, name) for name in ("n", "reference", "steps", "precision")} | {
+        "size": size,
+        "seeds": seeds,
+        "judge": accuracy,
+    }
     rows: list[dict[str, Any]] = []
     for row in measure(bench, pipeline, request, scales):
         rows.append(row)

@@ -119,7 +119,7 @@ def figures(
 
 def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, object]]:
     """All rows, and what belongs beside them."""
-    recipe, pipe = recipe_of(options.model), pipeline(options.model, options.size)
+    recipe, pipe = recipe_of(options.model), pipeline(options.model, options.size, options.precision)
     found = images(options.data, recipe, Extras(holes=True), options.n, options.split, options.seed, options.size)
     pixels, holes = found.pixels, found.holes
     assert holes is not None
@@ -134,13 +134,14 @@ def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, ob
         "diffusion": inpainted(pipe, pixels, holes, request),
     }
     if options.finetuned:
-        methods["diffusion, fine-tuned"] = inpainted(pipeline(options.finetuned, options.size), pixels, holes, request)
+        methods["diffusion, fine-tuned"] = inpainted(pipeline(options.finetuned, options.size, options.precision), pixels, holes, request)
     measure, perceptual, rows = Measure(pixels), EfficientNetPerceptual(), []
     real = measure.embed(crops(pixels, holes))
     for method, made in methods.items():
         pasted = np.where(holes[..., None], made, pixels)
         rows.append({"method": method, **figures(pasted, pixels, holes, measure, real, perceptual)})
-    settings = {"n": options.n, "steps": options.steps, "seed": options.seed, "images": found.name, "share": round(float(holes.mean()), 4)}
+    settings = {name: getattr(options, name) for name in ("n", "steps", "seed", "precision")}
+    settings |= {"images": found.name, "share": round(float(holes.mean()), 4)}
     changed = changed_outside(pipe, pixels, holes, request)
     facts = {"changed_outside": changed, "baseline": baseline.model_dump(mode="json", exclude={"network"})}
     return rows, {**settings, **measure.facts, **facts}
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=1000, help="images (default: 1000)")
     parser.add_argument("--steps", type=int, default=25, help="of sampling (default: 25)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16"], help="of drawing (default: float32)")
     options = parser.parse_args()
     rows, facts = run(options)
     columns, found = list(rows[0])[1:], {row["method"]: row["hole_distance"] for row in rows}

@@ -13,6 +13,7 @@ from latentworks.data.dataset import Extras, ImageDataset
 from latentworks.data.listing import Split
 from latentworks.data.sources import FolderSource
 from latentworks.data.transforms import from_tensor, to_tensor
+from latentworks.engine import Engine
 from latentworks.metrics.distances import frechet_distance
 from latentworks.metrics.features import Lite0Features, collect, extract
 from latentworks.metrics.paired import psnr, ssim
@@ -72,10 +73,10 @@ def images(folder: Path, recipe: DiffusionRecipe, extras: Extras, n: int, split:
     return Images(f"{folder.resolve().name} {split} at {plain.out_size} px", pixels, low_res, holes)
 
 
-def pipeline(name: str, size: int | None = None) -> Pipeline:
+def pipeline(name: str, size: int | None = None, precision: str = "float32") -> Pipeline:
     """A model ready to draw ``size`` pixels a side, or as many as it was trained on."""
-    recipe = recipe_of(name)
-    return Pipeline(load_model(name), recipe.sampling, size or recipe.data.out_size, depth=recipe.data.depth)
+    recipe, engine = recipe_of(name), Engine.parse({"precision": precision})
+    return Pipeline(load_model(name), recipe.sampling, size or recipe.data.out_size, engine, recipe.data.depth)
 
 
 def drawn(pipe: Pipeline, fields: Callable[[slice], Batch], n: int, request: SampleRequest) -> Pictures:

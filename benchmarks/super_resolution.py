@@ -76,8 +76,8 @@ def consistency(made: Pictures, low_res: Pictures, factor: int) -> float:
 class Task:
     """A model for a degradation, the regression network trained on the same, and how both are used."""
 
-    def __init__(self, kind: Degradation, name: str, baselines: Path, request: SampleRequest) -> None:
-        self.kind, self.recipe, self.pipe, self.request = kind, recipe_of(name), pipeline(name), request
+    def __init__(self, kind: Degradation, name: str, baselines: Path, request: SampleRequest, precision: str) -> None:
+        self.kind, self.recipe, self.pipe, self.request = kind, recipe_of(name), pipeline(name, precision=precision), request
         configs = [config for config in self.recipe.conditioners if isinstance(config, LowResConfig)]
         if not configs or configs[0].degradation != kind:
             raise ValueError(f"--{kind}: {name} was not trained on small images of this kind")
@@ -108,7 +108,7 @@ def rows_of(degradation: str, methods: dict[str, Pictures], low_res: Pictures, f
 def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """All rows, and what belongs beside them."""
     request = SampleRequest(steps=options.steps, seed=options.seed, batch=BATCH)
-    tasks = [Task(kind, getattr(options, kind), options.baselines, request) for kind in get_args(Degradation)]
+    tasks = [Task(kind, getattr(options, kind), options.baselines, request, options.precision) for kind in get_args(Degradation)]
     factor, rows = tasks[0].factor, []
     seen = [
         images(options.data, task.recipe, Extras(low_res=(task.kind, factor)), options.n, options.split, options.seed) for task in tasks
@@ -130,7 +130,7 @@ def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, An
         methods = {"bicubic enlargement": enlarged(low_res, factor), **tasks[0].methods(low_res), **tasks[1].methods(low_res)}
         rows += rows_of(name, methods, low_res, factor, measure)
     baselines = {task.kind: task.baseline.model_dump(mode="json", exclude={"network"}) for task in tasks}
-    settings = {"n": options.n, "steps": options.steps, "seed": options.seed, "images": seen[0].name}
+    settings = {"n": options.n, "steps": options.steps, "seed": options.seed, "precision": options.precision, "images": seen[0].name}
     return rows, {**settings, **measure.facts, "baselines": baselines}
 
 
@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=1000, help="images (default: 1000)")
     parser.add_argument("--steps", type=int, default=25, help="of sampling (default: 25)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16"], help="of drawing (default: float32)")
     rows, facts = run(parser.parse_args())
     columns = ["distance", "psnr", "ssim", "consistency"]
     lines = [[f"{row['degradation']}: {row['method']}", *(f"{row[key]:.2f}" for key in columns)] for row in rows]

@@ -55,6 +55,7 @@ class SegmentationConditioner(Conditioner):
         self.dropout = config.dropout
         self.gives = Gives(concat=config.channels)
         self.mapper = nn.Conv2d(config.classes, config.channels, 1, bias=False)
+        nn.init.normal_(self.mapper.weight)  # of one-hot planes it is a table of classes: as strong as the latent beside it
 
     def forward(self, batch: Batch, encode: Encode) -> Cond:
         """``b channels h w``, 2^stages times smaller than the map. Raises: ValueError without a map, or for an unknown class."""

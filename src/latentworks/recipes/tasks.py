@@ -26,6 +26,7 @@ _UNET_128 = UNetConfig(channels=32, multipliers=(1, 2, 2, 2), blocks=1, attentio
 _TRAINING = TrainConfig(steps=5000, batch=32, lr=1e-3, warmup=200, decay="cosine", final_lr=0.01, ema=0.999, clip=1.0)
 _CROPS = Preprocess(size=128, crop_size=64, crop="random", flip=True)
 _LAYOUT = LayoutConfig(width=128, layers=3, heads=4, head_channels=32, length=26, vocabulary=1024, classes=1, dropout=0.1)
+_MAP = SegmentationConfig(classes=1, channels=32)
 _TEXT = TextConfig(width=128, layers=3, heads=4, head_channels=32, length=32, vocabulary=512, dropout=0.1)
 
 
@@ -99,15 +100,14 @@ TASKS: dict[str, Callable[[], Recipe]] = {
     "scenes-map": _task(
         "scenes-map",
         "Label map to image of any size, trained on 64 px crops.",
-        (SegmentationConfig(classes=1, channels=8),),
+        (_MAP.replace(dropout=0.1),),
         _CROPS,
         variants=2,
-        steps=6000,
+        guidance=2.0,
+        steps=8000,
     ),
-    "scenes-layout": _task("scenes-layout", "Boxes to image, 128 px.", (_LAYOUT,), _WHOLE_128, _UNET_128, guidance=2.0, steps=6000),
-    "scenes-text": _task(
-        "scenes-text", "Captions that count and relate to image, 128 px.", (_TEXT,), _WHOLE_128, _UNET_128, guidance=3.0, steps=6000
-    ),
+    "scenes-layout": _task("scenes-layout", "Boxes to image, 128 px.", (_LAYOUT,), _WHOLE_128, _UNET_128, guidance=2.0),
+    "scenes-text": _task("scenes-text", "Captions that count and relate to image, 128 px.", (_TEXT,), _WHOLE_128, _UNET_128, guidance=3.0),
     "scenes-sr": _task(
         "scenes-sr",
         "Super-resolution x4 of degraded images, trained on 64 px crops.",
@@ -129,7 +129,7 @@ TASKS: dict[str, Callable[[], Recipe]] = {
     "scenes-layout-map": _task(
         "scenes-layout-map",
         "Boxes and a label map to image, 64 px: a hybrid.",
-        (_LAYOUT, SegmentationConfig(classes=1, channels=8)),
+        (_LAYOUT, _MAP),
         Preprocess(size=64),
     ),
 }
