@@ -210,6 +210,15 @@ def test_new_input_channels_start_at_zero():
         start_from(old, new, recipe)
 
 
+def test_a_model_of_captions_starts_from_one_of_classes():
+    new, _ = diffusion_model()
+    old, recipe = diffusion_model(f"conditioners.0.width={new.unet.gives.context}", name="class-64")
+    before = {key: value.clone() for key, value in new.conditioners.state_dict().items()}
+    assert start_from(new, old, recipe) == ["conditioners.0 is new and starts at random", "conditioners.0 is left out"]
+    assert all(torch.equal(value, before[key]) for key, value in new.conditioners.state_dict().items())
+    assert all(torch.equal(value, old.unet.state_dict()[key]) for key, value in new.unet.state_dict().items())
+
+
 def test_every_other_mismatch_is_named_before_anything_is_copied():
     model, recipe = diffusion_model()
     for overrides, message in (

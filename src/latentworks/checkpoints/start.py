@@ -1,9 +1,7 @@
 """Fine-tuning: a model starts from another one's weights, new input channels from zero."""
 
-from collections.abc import Collection
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentworks.first_stage.base import FirstStage
 from latentworks.model import LatentDiffusion
@@ -17,8 +15,8 @@ def start_from(model: Model, other: Model, recipe: Recipe) -> list[str]:
     """Copy ``other``'s weights (``recipe`` is its own) into ``model``, in place; a line for each thing that is not simply copied.
 
     Input channels of the UNet that ``other`` lacks start at zero, so that the new condition is at first without effect. A conditioner that
-    only one of them has starts at random, or is left out. The first stage of a model of latents is the one it was built with; a first
-    stage may start from that of a model of latents.
+    only one of them has, or that is of another kind in it, starts at random, or is left out: a model of captions may start from one of
+    classes. The first stage of a model of latents is the one it was built with; a first stage may start from that of a model of latents.
     Raises: ValueError naming every other mismatch, before anything is copied.
     """
     if isinstance(model, FirstStage) and not isinstance(other, FirstStage):
@@ -27,8 +25,10 @@ def start_from(model: Model, other: Model, recipe: Recipe) -> list[str]:
         raise ValueError(f"--from: {recipe.name} is a {recipe.kind} model, but another kind is to be trained: give one of the same kind")
     skip = ("mean", "std") if isinstance(model, FirstStage) else "first_stage."
     own, given = ({key: value for key, value in m.state_dict().items() if not key.startswith(skip)} for m in (model, other))
-    new, unused = _conditioners(own) - _conditioners(given), _conditioners(given) - _conditioners(own)
-    shared = [key for key in own if key in given]
+    kinds, others = _kinds(model), _kinds(other)
+    new = {name for name, kind in kinds.items() if others.get(name) is not kind}
+    unused = {name for name, kind in others.items() if kinds.get(name) is not kind}
+    shared = [key for key in own if key in given and _conditioner(key) not in new]
     wrong = [f"{key} {_shape(given[key])} instead of {_shape(own[key])}" for key in shared if not _fits(key, own[key], given[key])]
     wrong += [f"{key} is missing in it" for key in own if key not in given and _conditioner(key) not in new]
     wrong += [f"{key} has no place here" for key in given if key not in own and _conditioner(key) not in unused]
@@ -51,8 +51,10 @@ def _conditioner(key: str) -> str:
     return ".".join(key.split(".")[:2]) if key.startswith("conditioners.") else ""
 
 
-def _conditioners(keys: Collection[str]) -> set[str]:
-    return {_conditioner(key) for key in keys} - {""}
+def _kinds(model: Model) -> dict[str, type[nn.Module]]:
+    """What each conditioner is."""
+    conditioners = model.conditioners if isinstance(model, LatentDiffusion) else ()
+    return {f"conditioners.{i}": type(conditioner) for i, conditioner in enumerate(conditioners)}
 
 
 def _fits(key: str, own: Tensor, given: Tensor) -> bool:

@@ -40,10 +40,9 @@ class TextTransformer(nn.Module):
 
     def __init__(self, config: TextTransformerConfig) -> None:
         super().__init__()
+        # of unit variance, not the authors' 0.0004: the layers' biases drown that, and a short run then never learns to tell prompts apart
         self.tokens = nn.Embedding(config.vocabulary, config.width)
         self.positions = nn.Embedding(config.length, config.width)
-        nn.init.normal_(self.tokens.weight, std=0.02)
-        nn.init.normal_(self.positions.weight, std=0.02)
         self.layers = nn.ModuleList()
         for _ in range(config.layers):
             self.layers.append(Residual(config.width, Attention(config.width, config.heads, config.head_channels)))

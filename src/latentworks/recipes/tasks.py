@@ -22,7 +22,6 @@ from latentworks.unet import UNetConfig
 __all__ = ["TASKS"]
 
 _UNET_64 = UNetConfig(channels=40, multipliers=(1, 2, 2), blocks=1, attention=(2, 4), head_channels=20, groups=8)
-_UNET_128 = UNetConfig(channels=32, multipliers=(1, 2, 2, 2), blocks=1, attention=(2, 4, 8), head_channels=32, groups=8)
 _TRAINING = TrainConfig(steps=5000, batch=32, lr=1e-3, warmup=200, decay="cosine", final_lr=0.01, ema=0.999, clip=1.0)
 _CROPS = Preprocess(size=128, crop_size=64, crop="random", flip=True)
 _LAYOUT = LayoutConfig(width=128, layers=3, heads=4, head_channels=32, length=26, vocabulary=1024, classes=1, dropout=0.1)
@@ -41,7 +40,6 @@ def _task(
     what: str,
     conditioners: Sequence[ConditionerConfig],
     data: Preprocess = Preprocess(size=64),
-    unet: UNetConfig = _UNET_64,
     variants: int = 1,
     guidance: float = 1.0,
     steps: int = _TRAINING.steps,
@@ -53,7 +51,7 @@ def _task(
             variants=variants,
             first_stage=_scenes_ae().first_stage,
             conditioners=tuple(conditioners),
-            unet=unet,
+            unet=_UNET_64,
             process=ProcessConfig(prediction="v"),
             train=_TRAINING.replace(steps=steps),
             sampling=SamplingDefaults(steps=25, guidance=guidance),
@@ -106,8 +104,8 @@ TASKS: dict[str, Callable[[], Recipe]] = {
         guidance=2.0,
         steps=8000,
     ),
-    "scenes-layout": _task("scenes-layout", "Boxes to image, 128 px.", (_LAYOUT,), _WHOLE_128, _UNET_128, guidance=2.0),
-    "scenes-text": _task("scenes-text", "Captions that count and relate to image, 128 px.", (_TEXT,), _WHOLE_128, _UNET_128, guidance=3.0),
+    "scenes-layout": _task("scenes-layout", "Boxes to image, 128 px.", (_LAYOUT,), _WHOLE_128, guidance=2.0),
+    "scenes-text": _task("scenes-text", "Captions that count and relate to image, 128 px.", (_TEXT,), _WHOLE_128, guidance=3.0),
     "scenes-sr": _task(
         "scenes-sr",
         "Super-resolution x4 of degraded images, trained on 64 px crops.",
