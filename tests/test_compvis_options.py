@@ -13,6 +13,7 @@ from latentworks.checkpoints.compvis_keys import authors_keys
 from latentworks.checkpoints.compvis_save import save_compvis
 from latentworks.conditioners import LabelConditioner, LowResConditioner, MaskedImageConditioner
 from latentworks.types import Cond
+from toys import diffusion_model
 
 CLASSES = {"target": "ldm.modules.encoders.modules.ClassEmbedder", "params": {"n_classes": 5, "embed_dim": 16}}
 ANSWERS = {"num_heads": 2, "parameterization": "eps", "scale_factor": 0.5, "linear_start": 1e-3, "linear_end": 2e-2,
@@ -190,3 +191,11 @@ def test_conditions_of_a_loaded_model_can_be_given_directly(tmp_path):
     model = load_compvis(file_of(params, tmp_path / "a.ckpt"), {"model": {"params": params}})
     with torch.no_grad():
         assert model.predict(torch.randn(1, 4, 8, 8), torch.tensor([1]), Cond(context=torch.randn(1, 3, 16))).shape == (1, 4, 8, 8)
+
+
+def test_painted_boxes_have_no_place_in_the_authors_files(tmp_path):
+    layout = "{kind: layout, classes: 2, width: 16, layers: 1, heads: 2, head_channels: 8, length: 8, vocabulary: 64, painted: 2}"
+    model, _ = diffusion_model(f"conditioners=[{layout}]", name="unconditional-64")
+    with pytest.raises(ValueError, match="no place for boxes that are painted"):
+        save_compvis(model, tmp_path / "a.safetensors")
+    assert not (tmp_path / "a.safetensors").exists()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from latentworks.conditioners import LayoutConditioner, LayoutConfig, layout_tokens
+from latentworks.conditioners.layout import paint
 from latentworks.types import Gives
 
 NAMES = ("cat", "dog", "sun", "tree")
@@ -69,6 +70,39 @@ def test_boxes_tokens_and_what_no_condition_is():
     assert boxes["boxes"][1] == [TREE]
     assert layout.drop({}, where) == {}
     assert layout.tokenize([]).shape == (0, 11)
+
+
+def test_boxes_are_painted_where_they_are():
+    """The smallest on top whatever the order, each pixel with its class and where in the box it lies, no box without a pixel."""
+    dot = {"x": 0.99, "y": 0.99, "width": 0.001, "height": 0.001, "label": "sun"}
+    classes, places = paint([[CAT, TREE, dot], []], SMALL, 4, 8)
+    expected = [[4, 4, 3, 3, 3, 3, 3, 3]] * 2 + [[0, 0, 0, 0, 3, 3, 3, 3]] * 2
+    expected[3] = [0, 0, 0, 0, 3, 3, 3, 2]
+    assert classes[0].tolist() == expected
+    assert classes[1].eq(4).all()
+    assert places[0, 0, 2, :4].tolist() == [-0.75, -0.25, 0.25, 0.75]
+    assert places[0, 1, 2:, 0].tolist() == [-0.5, 0.5]
+    assert not places[1].any()
+    assert not places[0, :, 0, :2].any()
+    assert torch.equal(paint([[dot, TREE, CAT]], SMALL, 4, 8)[0], classes[:1])
+    assert paint([[dot]], SMALL, 1, 1)[0].tolist() == [[[2]]]
+
+
+def test_painted_boxes_are_channels_beside_the_tokens():
+    layout = LayoutConditioner(SMALL.replace(painted=3))
+    assert layout.gives == Gives(concat=5, context=16)
+    batch = {"boxes": [[CAT, TREE], [TREE]], "size": (4, 8)}
+    cond = layout(batch, no_encode)
+    assert cond.concat.shape == (2, 5, 4, 8)
+    assert torch.equal(cond.concat[0, :3, 3, 0], layout.colours.weight[0])
+    assert not cond.concat[0, :, 0, 0].any(), "outside all boxes nothing"
+    dropped = layout(layout.drop(batch, torch.tensor([False, True])), no_encode)
+    assert not dropped.concat[1].any()
+    assert torch.equal(dropped.concat[0], cond.concat[0])
+    with pytest.raises(ValueError, match=r"size: .*LatentDiffusion\.condition"):
+        layout({"boxes": [[CAT]]}, no_encode)
+    with pytest.raises(ValueError, match=r'batch\["boxes"\]'):
+        layout({"tokens": layout.tokenize([[CAT]]), "size": (4, 8)}, no_encode)
 
 
 @pytest.mark.parametrize(

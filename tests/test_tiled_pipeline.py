@@ -95,6 +95,21 @@ def test_each_tile_has_its_own_boxes(of_boxes, monkeypatch):
             torch.testing.assert_close(context, expected)
 
 
+def test_painted_boxes_are_cut_with_the_tile(monkeypatch):
+    """Painted once for the whole image, the padding not counted, and cut like the latent; unguided there are none."""
+    pipeline = model_of(LAYOUT.replace("dropout", "painted: 2, dropout"))
+    calls = seen_by(pipeline, monkeypatch)
+    pipeline(boxes=[CAT, DOG], size=(16, 39), guidance=2.0, **{**TILES, "steps": 1})
+    padded = boxes_within([CAT, DOG], (0.0, 0.0, 20 / 19.5, 1.0))
+    concat = pipeline.model.condition({"boxes": [padded]}, size=(8, 20)).concat
+    starts = [start for start, _ in windows(20, 8, 2)]
+    assert len(calls) == len(starts) == 3
+    for (_, cond), start in zip(calls, starts, strict=True):
+        none, seen = cond.concat.chunk(2)
+        assert torch.equal(seen, concat[..., start : start + 8])
+        assert not none.any()
+
+
 def test_boxes_stay_where_they_are_in_a_padded_image(of_boxes, monkeypatch):
     calls = seen_by(of_boxes, monkeypatch)
     of_boxes(boxes=[CAT], size=(15, 12), steps=1, guidance=1.0)

@@ -53,16 +53,22 @@ def _classifier_free(model: LatentDiffusion, engine: Engine, request: SampleRequ
 
 
 def _condition(model: LatentDiffusion, request: SampleRequest, batch: Batch) -> Cond:
-    """The condition of a batch, its boxes as each tile, or the padded image, shows them."""
+    """The condition of a batch, its boxes as the padded image shows them, in the tokens as each tile does."""
     assert request.size is not None
-    run, size, whole = run_of(model, request), request.size, padded(model, request.size)
-    if "boxes" not in batch or (request.tile is None and whole == size):
-        return model.condition(batch, run=run)
-    factor = model.first_stage.factor
-    latent, shown = (whole[0] // factor, whole[1] // factor), (size[0] / factor, size[1] / factor)
-    tile, overlap = (max(latent), 0) if request.tile is None else (request.tile // factor, (request.overlap or 0) // factor)
-    conds = []
-    for area in areas(latent, tile, overlap, shown):
-        boxes = [boxes_within(objects, area) for objects in batch["boxes"]]
-        conds.append(model.condition({**batch, "boxes": boxes}, run=run))
-    return per_tile(conds) if len(conds) > 1 else conds[0]
+    run, factor = run_of(model, request), model.first_stage.factor
+    latent = tuple(side // factor for side in padded(model, request.size))
+    shown = (request.size[0] / factor, request.size[1] / factor)
+
+    def within(tile: int, overlap: int) -> list[Cond]:
+        conds = []
+        for area in areas((latent[0], latent[1]), tile, overlap, shown):
+            boxes = [boxes_within(objects, area) for objects in batch["boxes"]]
+            conds.append(model.condition({**batch, "boxes": boxes}, run=run, size=latent))
+        return conds
+
+    if "boxes" not in batch:
+        return model.condition(batch, run=run, size=latent)
+    (whole,) = within(max(latent), 0)
+    if request.tile is None or request.overlap is None:
+        return whole
+    return per_tile(within(request.tile // factor, request.overlap // factor))._replace(concat=whole.concat)

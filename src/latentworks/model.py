@@ -61,11 +61,13 @@ class LatentDiffusion(nn.Module):
         latent = self.first_stage.to_latent(self.first_stage.encode_raw(image, run))
         return latent if normalised else self.first_stage.unnormalise(latent)
 
-    def condition(self, batch: Batch, where: Bool[Tensor, " b"] | None = None, run: Run = whole) -> Cond:
+    def condition(self, batch: Batch, where: Bool[Tensor, " b"] | None = None, run: Run = whole, size: Sequence[int] | None = None) -> Cond:
         """The condition of a batch, dropped ("no condition") where true. ``run``: how the encoder is run, for conditions that need it.
 
-        Raises: ValueError when a field is missing.
+        ``size`` of the latent (height, width), for boxes that are painted. Raises: ValueError when a field is missing.
         """
+        if size is not None:
+            batch = {**batch, "size": (size[0], size[1])}
         conds = []
         for conditioner in self.conditioners:
             assert isinstance(conditioner, Conditioner)
@@ -80,5 +82,5 @@ class LatentDiffusion(nn.Module):
         self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], batch: Batch, where: Bool[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b c h w"]:
         """The network's raw output, for training: the condition is computed inside, so that DDP sees every trained module."""
-        out: Tensor = self.unet(x_t, t, self.condition(batch, where))
+        out: Tensor = self.unet(x_t, t, self.condition(batch, where, size=x_t.shape[2:]))
         return out

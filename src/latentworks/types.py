@@ -32,7 +32,7 @@ class Box(TypedDict, total=False):
 
 
 class Batch(TypedDict, total=False):
-    """The fields a data source may give. Images lie in [-1, 1]; every field has the batch as its first axis."""
+    """The fields a data source may give. Images lie in [-1, 1]; every field but the last has the batch as its first axis."""
 
     index: Int[Tensor, " b"]
     image: Float[Tensor, "b c h w"]
@@ -47,6 +47,7 @@ class Batch(TypedDict, total=False):
     low_res: Float[Tensor, "b c h w"]
     mask: Shaped[Tensor, "b 1 h w"]  # true or 1: the hole, false or 0: to keep
     masked_image: Float[Tensor, "b c h w"]  # its hole as the model's convention says, see MaskedImageConfig
+    size: tuple[int, int]  # height and width of the latent, set by LatentDiffusion.condition
 
 
 class Gives(NamedTuple):

@@ -5,9 +5,9 @@ from math import isfinite, isqrt
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentworks.conditioners.base import Conditioner, Encode
 from latentworks.conditioners.label import class_index
@@ -15,7 +15,7 @@ from latentworks.config import Config
 from latentworks.nn.transformer import TextTransformer, TextTransformerConfig
 from latentworks.types import Batch, Box, Cond, Gives
 
-__all__ = ["LayoutConditioner", "LayoutConfig", "layout_tokens"]
+__all__ = ["LayoutConditioner", "LayoutConfig", "layout_tokens", "paint"]
 
 Attribute = Literal["group", "occluded", "depiction", "inside"]
 Corners = tuple[float, float, float, float]
@@ -30,6 +30,7 @@ class LayoutConfig(Config):
     """``length`` in tokens: three an object and two for the crop, 92 for 30 objects. ``vocabulary``: entries that classes and places share.
 
     ``attributes``: what else of a `Box` enters its class token. ``names`` of the classes, in order, if they have any.
+    ``painted``: with how many channels of its class a box is also painted onto the latent, see `paint`; 0: not, as the authors do.
     """
 
     kind: Literal["layout"] = "layout"
@@ -42,6 +43,7 @@ class LayoutConfig(Config):
     classes: int = Field(ge=1)
     names: tuple[str, ...] = ()
     attributes: tuple[Attribute, ...] = ()
+    painted: int = Field(default=0, ge=0)
     dropout: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
@@ -69,20 +71,31 @@ class LayoutConditioner(Conditioner):
         super().__init__()
         self.config = config
         self.dropout = config.dropout
-        self.gives = Gives(context=config.width)
+        self.gives = Gives(concat=config.painted + 2 if config.painted else 0, context=config.width)
         sizes = {name: getattr(config, name) for name in TextTransformerConfig.model_fields}
         self.transformer = TextTransformer(TextTransformerConfig(**sizes))
+        self.colours = nn.Embedding(config.classes + 1, config.painted, padding_idx=config.classes) if config.painted else None
 
     def tokenize(self, boxes: list[list[Box]]) -> Int[Tensor, "b l"]:
         """Token ids of whole images. Raises: ValueError as `layout_tokens`."""
         return torch.tensor([layout_tokens(objects, self.config) for objects in boxes], dtype=torch.long).view(-1, self.config.length)
 
     def forward(self, batch: Batch, encode: Encode) -> Cond:
-        """Context ``b length width``. Raises: ValueError when there are neither boxes nor tokens, or for those that cannot be."""
-        if "tokens" not in batch and "boxes" not in batch:
+        """Context ``b length width``; painted boxes as channels, ``b painted + 2 h w``.
+
+        Raises: ValueError when there are neither boxes nor tokens (no boxes, if they are painted), or for those that cannot be.
+        """
+        if "boxes" not in batch and ("tokens" not in batch or self.colours is not None):
             raise ValueError('boxes: this model is conditioned on boxes; give batch["boxes"], a list of boxes for each image')
         tokens = batch["tokens"] if "tokens" in batch else self.tokenize(batch["boxes"])
-        return Cond(context=self.transformer(tokens.to(self.transformer.tokens.weight.device)))
+        device = self.transformer.tokens.weight.device
+        context = self.transformer(tokens.to(device))
+        if self.colours is None:
+            return Cond(context=context)
+        if "size" not in batch:
+            raise ValueError("size: boxes are painted onto the latent: give its height and width to LatentDiffusion.condition")
+        classes, places = paint(batch["boxes"], self.config, *batch["size"])
+        return Cond(torch.cat([self.colours(classes.to(device)).movedim(3, 1), places.to(context)], dim=1), context)
 
     def drop(self, batch: Batch, where: Bool[Tensor, " b"]) -> Batch:
         """No objects where true; in tokens, no objects in the whole image."""
@@ -109,6 +122,35 @@ def layout_tokens(boxes: Sequence[Box], config: LayoutConfig, crop: Corners = WH
         tokens += [_class_token(box, config), _place(x0, y0, config), _place(x1, y1, config)]
     tokens += [config.vocabulary - 1] * (config.length - 2 - len(tokens))
     return [*tokens, _place(*crop[:2], config), _place(*crop[2:], config)]
+
+
+def paint(
+    boxes: Sequence[Sequence[Box]], config: LayoutConfig, height: int, width: int
+) -> tuple[Int[Tensor, "b h w"], Float[Tensor, "b 2 h w"]]:
+    """Whose box a pixel of the latent lies in, and where in it: its class, and (x, y) from -1 to 1 across the box.
+
+    Of boxes that overlap the smallest lies on top; outside all of them the class is ``config.classes`` and the place 0.
+    Raises: ValueError as `layout_tokens`.
+    """
+    classes = torch.full((len(boxes), height, width), config.classes)
+    places = torch.zeros(len(boxes), 2, height, width)
+    for i, objects in enumerate(boxes):
+        for box in sorted(objects, key=lambda box: -box["width"] * box["height"]):
+            x0, y0, x1, y1 = _corners(box)
+            rows, down = _across(y0, y1, height)
+            columns, right = _across(x0, x1, width)
+            classes[i, rows, columns] = class_index("boxes", box["label"], config.classes, config.names)
+            places[i, 0, rows, columns] = right
+            places[i, 1, rows, columns] = down[:, None]
+    return classes, places
+
+
+def _across(start: float, end: float, size: int) -> tuple[slice, Float[Tensor, " n"]]:
+    """The pixels whose centres lie between two points of a side, or the nearest one; and where between them, from -1 to 1."""
+    first = min(round(start * size), size - 1)
+    last = max(round(end * size), first + 1)
+    centres = (torch.arange(first, last) + 0.5) / size
+    return slice(first, last), ((centres - start) / (end - start) * 2 - 1).clamp(-1, 1)
 
 
 def _corners(box: Box) -> Corners:

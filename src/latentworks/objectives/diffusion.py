@@ -112,7 +112,8 @@ class DiffusionObjective(Objective):
         """Mean loss over all steps and per bucket of steps, fixed noise: sample i sees one step in each of `BUCKETS` buckets."""
         process, sums, count = self.model.process, torch.zeros(BUCKETS), 0
         for batch in batches:
-            z0, cond = self.model.latent(batch), self.model.condition(batch)
+            z0 = self.model.latent(batch)
+            cond = self.model.condition(batch, size=z0.shape[2:])
             for bucket, (t, noise) in enumerate(held_out_noise(process, z0, batch)):
                 output = self.model.unet(process.add_noise(z0, noise, t), t, cond).float()
                 sums[bucket] += self._distance(output, process.target(z0, noise, t)).sum().cpu()
