@@ -62,9 +62,10 @@ def test_the_net_sees_its_training_size_and_an_image_does_not_depend_on_its_batc
     assert far(again, one[1]) <= 1
 
 
-def test_what_fits_one_tile_is_drawn_as_without(of_text):
-    (plain,), (tiled,) = of_text("red", steps=2, size=(12, 15)), of_text("red", steps=2, size=(12, 15), tile=16)
-    assert plain.tobytes() == tiled.tobytes()
+def test_what_fits_one_tile_is_drawn_as_without(of_text, of_boxes):
+    for pipeline, given in ((of_text, {"prompt": "red"}), (of_boxes, {"boxes": [CAT, DOG]})):
+        (plain,), (tiled,) = (pipeline(**given, steps=2, size=(12, 15), guidance=2.0, **tile) for tile in ({}, {"tile": 16}))
+        assert plain.tobytes() == tiled.tobytes()
     assert of_text.resolve(SampleRequest(tile=16)).overlap == 8
     assert of_text.resolve(SampleRequest(tile=12)).overlap == 6, "half, in whole pixels of the latent"
 
