@@ -4,12 +4,14 @@ Conditions are those of real scenes of seed 8001, which neither models nor judge
 training never shows together, and the training part's photographs. Each image drawn is put before the judge (`judges.py`), at every
 guidance scale asked for. Beside it stand what the judge says of the real scenes and of these through the model's first stage, which no
 model can be expected to pass. The distance is Fréchet's in EfficientNet-Lite0's features, to real scenes of seed 8002.
+Scales measured earlier, of the same weights in the same way, stay in the result.
 
     python benchmarks/conditions.py layout runs/layout --guidance 1 2 3 5
     python benchmarks/conditions.py layout            # of the real scenes alone; nothing is written
 """
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,9 +21,10 @@ import numpy as np
 import torch
 from judges import Boxed, confusion, iou, scenes, singles
 from judging import FOLDER, Judge, centres, parse, pixels, related, within
-from record import save, table
+from record import RESULTS, save, table
 from restoration import pipeline as sized
 
+from latentworks.checkpoints.resolve import resolve_model
 from latentworks.conditioners import LabelConditioner
 from latentworks.conditions import droppable
 from latentworks.data.scene_materials import Materials, materials
@@ -196,6 +199,25 @@ def measure(bench: Bench, pipeline: Pipeline | None, request: SampleRequest, sca
             yield bench.row(f"drawn, guidance {scale:g}", images)
 
 
+def fingerprint(model: str) -> str:
+    """Which weights these are."""
+    with (resolve_model(model) / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def earlier(task: str, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the result that is there, if it is of the same weights, measured in the same way: other scales are added to them."""
+    path = RESULTS / f"conditions_{task}.json"
+    result = json.loads(path.read_text()) if path.is_file() else {}
+    rows: list[dict[str, Any]] = result.get("rows", [])
+    return rows if all(result.get(name) == value for name, value in facts.items()) else []
+
+
+def order(row: dict[str, Any]) -> tuple[bool, float]:
+    """Real images first, then by guidance."""
+    return row["images"].startswith("drawn"), float(row["images"].rpartition(" ")[2]) if row["images"].startswith("drawn") else 0.0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=TASKS, help="what the model is conditioned on")
@@ -222,11 +244,13 @@ def main() -> None:
         "seeds": seeds,
         "judge": accuracy,
     }
-    rows: list[dict[str, Any]] = []
+    if pipeline is not None:
+        facts |= {"model": Path(options.model).name, "weights": fingerprint(options.model)}
+    rows = [] if pipeline is None else earlier(options.task, facts)
     for row in measure(bench, pipeline, request, scales):
-        rows.append(row)
+        rows = sorted([other for other in rows if other["images"] != row["images"]] + [row], key=order)
         if pipeline is not None:  # after every scale, as each takes long
-            path = save(f"conditions_{options.task}", rows, model=Path(options.model).name, **facts)
+            path = save(f"conditions_{options.task}", rows, **facts)
     columns = list(rows[0])
     print(table(columns, [[f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in columns] for row in rows]))
     print(f"\nthe judge is right on real held-out images: {', '.join(f'{name} {value:.4f}' for name, value in accuracy.items())}")

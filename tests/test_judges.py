@@ -1,5 +1,6 @@
 """What the judge is asked and what follows from its answers, in closed form; a tiny net from training to a table of figures."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -186,3 +187,17 @@ def test_masks_become_boxes_of_what_is_seen():
     scene = boxed(Scene(np.zeros((32, 32, 3), np.uint8), [Placed(4, mask)], "a cat left of a dog"))
     assert scene.boxes == [(10.0, 3.0, 21.0, 9.0)]
     assert (scene.labels == 5).sum() == 66
+
+
+def test_scales_measured_earlier_stay_with_the_same_weights_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(conditions, "RESULTS", tmp_path)
+    facts = {"model": "m", "weights": "0", "n": 2}
+    assert conditions.earlier("map", facts) == []
+    rows = [{"images": name} for name in ("drawn, guidance 10", "drawn, guidance 2", "real")]
+    (tmp_path / "conditions_map.json").write_text(json.dumps({**facts, "date": "2026-11-26", "rows": rows}))
+    assert [row["images"] for row in sorted(conditions.earlier("map", facts), key=conditions.order)] == [
+        "real",
+        "drawn, guidance 2",
+        "drawn, guidance 10",
+    ]
+    assert conditions.earlier("map", {**facts, "weights": "1"}) == []

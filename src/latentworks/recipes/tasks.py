@@ -102,9 +102,9 @@ TASKS: dict[str, Callable[[], Recipe]] = {
         _CROPS,
         variants=2,
         guidance=2.0,
-        steps=8000,
+        steps=6000,
     ),
-    "scenes-layout": _task("scenes-layout", "Boxes to image, 128 px.", (_LAYOUT,), _WHOLE_128, guidance=2.0),
+    "scenes-layout": _task("scenes-layout", "Boxes to image, 128 px.", (_LAYOUT,), _WHOLE_128, guidance=3.0, steps=2800),
     "scenes-text": _task("scenes-text", "Captions that count and relate to image, 128 px.", (_TEXT,), _WHOLE_128, guidance=3.0),
     "scenes-sr": _task(
         "scenes-sr",
