@@ -76,10 +76,11 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     for scale in options.scales:
         request = SampleRequest.parse(
             {
-                "guidance": 1, "steps": options.steps, "sampler": options.sampler, "seed": options.seed, "batch": options.batch,
-                "classifier": str(options.classifier), "classifier_scale": scale,
+                "classifier": str(options.classifier),
+                "classifier_scale": scale,
+                **{name: getattr(options, name) for name in ("guidance", "steps", "sampler", "seed", "batch")},
             }
-        )  # fmt: skip
+        )
         images = collect(extract(network, drawn(pipeline, labels, request), options.batch))
         near = precision_recall(real, images)
         rows.append({"scale": scale, "distance": frechet_distance(real, images), "precision": near.precision, "recall": near.recall})
@@ -94,6 +95,9 @@ def main() -> None:
     parser.add_argument("--timed-by", type=Path, help="a run of the model's recipe that tells the time of a step (default: MODEL)")
     parser.add_argument("--data", type=Path, required=True, help="folder whose sub-folders are the classes")
     parser.add_argument("--scales", type=float, nargs="+", default=SCALES, help="0 is always among them")
+    parser.add_argument(
+        "--guidance", type=float, default=1.0, help="classifier-free beside it: 0 draws without the class (default: 1, none)"
+    )
     parser.add_argument("-n", type=int, default=1000, help="images at each scale (default: 1000)")
     parser.add_argument("--steps", type=int, default=25, help="sampling steps (default: 25)")
     parser.add_argument("--sampler", default="ddim", help="default: ddim")
@@ -120,7 +124,7 @@ def main() -> None:
     )
     print(f"training: classifier {seconds['classifier']:.0f} s, model {seconds['model']:.0f} s, {share:.1%}; at most {SHARE:.0%}: ", end="")
     print("yes" if share <= SHARE else "NO")
-    facts = {key: getattr(options, key) for key in ("n", "steps", "sampler", "seed")}
+    facts = {key: getattr(options, key) for key in ("guidance", "n", "steps", "sampler", "seed")}
     names = {"model": options.model.name, "classifier": options.classifier.name, "data": options.data.name}
     figures = {"times_better": better, "training_seconds": seconds, "training_share": share}
     print("written to", save("classifier_guidance", rows, **names, **facts, **figures))

@@ -193,9 +193,16 @@ def test_conditions_of_a_loaded_model_can_be_given_directly(tmp_path):
         assert model.predict(torch.randn(1, 4, 8, 8), torch.tensor([1]), Cond(context=torch.randn(1, 3, 16))).shape == (1, 4, 8, 8)
 
 
-def test_painted_boxes_have_no_place_in_the_authors_files(tmp_path):
-    layout = "{kind: layout, classes: 2, width: 16, layers: 1, heads: 2, head_channels: 8, length: 8, vocabulary: 64, painted: 2}"
-    model, _ = diffusion_model(f"conditioners=[{layout}]", name="unconditional-64")
-    with pytest.raises(ValueError, match="no place for boxes that are painted"):
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ("kind: layout, classes: 2, painted: 2", "boxes that are painted"),
+        ("kind: text, neighbours: 1", "tokens that are mixed with their neighbours"),
+    ],
+)
+def test_what_the_authors_do_not_have_has_no_place_in_their_files(tmp_path, more, what):
+    config = f"{{{more}, width: 16, layers: 1, heads: 2, head_channels: 8, length: 8, vocabulary: 300}}"
+    model, _ = diffusion_model(f"conditioners=[{config}]", name="unconditional-64")
+    with pytest.raises(ValueError, match=f"no place for {what}"):
         save_compvis(model, tmp_path / "a.safetensors")
     assert not (tmp_path / "a.safetensors").exists()

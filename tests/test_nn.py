@@ -12,7 +12,7 @@ from latentworks.nn.attention import Attention, AttentionBlock, AttnBlock, Linea
 from latentworks.nn.blocks import Downsample, ResBlock, ResnetBlock, Upsample, group_norm
 from latentworks.nn.discriminator import Discriminator, DiscriminatorConfig
 from latentworks.nn.quantizer import DISTANCES, VectorQuantizer
-from latentworks.nn.transformer import TextTransformer, TextTransformerConfig
+from latentworks.nn.transformer import Neighbours, TextTransformer, TextTransformerConfig
 
 
 @pytest.fixture(autouse=True)
@@ -328,3 +328,13 @@ def test_discriminator_initialisation_and_norm():
 def test_discriminator_config_names_a_bad_value(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         DiscriminatorConfig.parse(bad)
+
+
+def test_neighbours_bind_a_token_to_those_beside_it_alone():
+    block = randomise(Neighbours(8, 2))
+    x = torch.randn(1, 9, 8, requires_grad=True)
+    out = block(x)
+    (gradient,) = torch.autograd.grad(out[0, 4].sum(), x)
+    assert out.shape == x.shape
+    assert (gradient[0].abs().sum(-1) > 0).nonzero().flatten().tolist() == [2, 3, 4, 5, 6]
+    assert TextTransformer(TextTransformerConfig(width=8, layers=1, neighbours=1)).neighbours.conv.kernel_size == (3,)

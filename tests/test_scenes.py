@@ -54,7 +54,7 @@ def test_masks_boxes_areas_and_label_maps_agree(scenes):
 
 def test_captions_count_and_relate_truly(scenes):
     instances, captions = table(scenes, "instances"), table(scenes, "captions")
-    for entry in captions["annotations"]:
+    for entry in captions["annotations"][::2]:
         objects = [a for a in instances["annotations"] if a["image_id"] == entry["image_id"]]
         groups = {CATEGORIES[k - 1]: [a["bbox"] for a in objects if a["category_id"] == k] for k in {a["category_id"] for a in objects}}
         said = [
@@ -69,6 +69,18 @@ def test_captions_count_and_relate_truly(scenes):
         first, second, relation = said[0]
         one, other = ([b[relation.axis] + b[relation.axis + 2] / 2 for b in groups[kind]] for kind in (first, second))
         assert np.mean(one) < np.mean(other) if relation.before else np.mean(one) > np.mean(other)
+
+
+def test_the_second_caption_says_where_each_object_lies(scenes):
+    instances, captions = table(scenes, "instances"), table(scenes, "captions")
+    assert [entry["image_id"] for entry in captions["annotations"]] == [image["id"] for image in captions["images"] for _ in range(2)]
+    for entry in captions["annotations"][1::2]:
+        objects = [a for a in instances["annotations"] if a["image_id"] == entry["image_id"]]
+        for a, words in zip(objects, entry["caption"].split(", "), strict=True):
+            x, y = ((a["bbox"][i] + a["bbox"][i + 2] / 2) / SIZE for i in (0, 1))
+            assert words.startswith(CATEGORIES[a["category_id"] - 1].name)
+            assert [side in words for side in ("left", "right", "top", "bottom")] == [x < 0.38, x > 0.62, y < 0.38, y > 0.62]
+            assert words.endswith(" middle") == (0.38 <= x <= 0.62 and 0.38 <= y <= 0.62)
 
 
 def test_scene_i_is_a_function_of_seed_and_i(scenes, tmp_path):

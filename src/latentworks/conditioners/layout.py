@@ -72,7 +72,7 @@ class LayoutConditioner(Conditioner):
         self.config = config
         self.dropout = config.dropout
         self.gives = Gives(concat=config.painted + 2 if config.painted else 0, context=config.width)
-        sizes = {name: getattr(config, name) for name in TextTransformerConfig.model_fields}
+        sizes = config.model_dump(include=set(TextTransformerConfig.model_fields))
         self.transformer = TextTransformer(TextTransformerConfig(**sizes))
         self.colours = nn.Embedding(config.classes + 1, config.painted, padding_idx=config.classes) if config.painted else None
 

@@ -20,7 +20,10 @@ PAD = "[PAD]"
 
 
 class TextConfig(Config):
-    """``width`` of the context, ``length`` in tokens that every prompt is cut or padded to, ``vocabulary`` entries (pad has id 0)."""
+    """``width`` of the context, ``length`` in tokens that every prompt is cut or padded to, ``vocabulary`` entries (pad has id 0).
+
+    ``neighbours``: with how many tokens to either side each is mixed first (`latentworks.nn.transformer.Neighbours`), or 0.
+    """
 
     kind: Literal["text"] = "text"
     width: int = Field(default=512, ge=1)
@@ -29,6 +32,7 @@ class TextConfig(Config):
     head_channels: int = Field(default=64, ge=1)
     length: int = Field(default=77, ge=1)
     vocabulary: int = Field(default=30522, ge=1)
+    neighbours: int = Field(default=0, ge=0)
     dropout: float = Field(default=0.0, ge=0, le=1)
 
 
@@ -49,7 +53,7 @@ class TextConditioner(Conditioner):
             entries = tokenizer.get_vocab_size()
             raise ValueError(f"vocabulary: {config.vocabulary} is less than the tokenizer's {entries} entries: set it to {entries} or more")
         self.tokenizer = None if tokenizer is None else fix_length(tokenizer, config.length)
-        sizes = {name: getattr(config, name) for name in TextTransformerConfig.model_fields}
+        sizes = config.model_dump(include=set(TextTransformerConfig.model_fields))
         self.transformer = TextTransformer(TextTransformerConfig(**sizes))
 
     def tokenize(self, text: list[str]) -> Int[Tensor, "b l"]:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-__all__ = ["CATEGORIES", "RELATIONS", "Category", "Relation", "caption", "counted"]
+__all__ = ["CATEGORIES", "RELATIONS", "Category", "Relation", "caption", "counted", "whereabouts"]
 
 
 class Category(NamedTuple):
@@ -83,6 +83,7 @@ class Relation(NamedTuple):
 
 
 RELATIONS = (Relation("left of", 0, True), Relation("right of", 0, False), Relation("above", 1, True), Relation("below", 1, False))
+_MIDDLE = 0.38, 0.62  # what lies between is on neither side
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
@@ -97,3 +98,17 @@ def caption(groups: list[tuple[Category, int]], relation: Relation) -> str:
     """ "a cat left of two apples, and three stars": the relation holds between the first two groups."""
     first, second, *others = [counted(*group) for group in groups]
     return ", and ".join([f"{first} {relation.words} {second}", *others])
+
+
+def whereabouts(objects: list[tuple[Category, float, float]]) -> str:
+    """ "star middle, cat top left, apple right": each object's category and where its centre lies, x and y relative to the side."""
+    return ", ".join(f"{category.name} {_place(x, y)}" for category, x, y in objects)
+
+
+def _place(x: float, y: float) -> str:
+    words = [_side(y, "top", "bottom"), _side(x, "left", "right")]
+    return " ".join(word for word in words if word) or "middle"
+
+
+def _side(centre: float, before: str, behind: str) -> str:
+    return before if centre < _MIDDLE[0] else behind if centre > _MIDDLE[1] else ""

@@ -15,7 +15,7 @@ from PIL import Image
 from latentworks.data.listing import HELD_OUT, Split
 from latentworks.data.progress import Progress
 from latentworks.data.scene_materials import ATTRIBUTION, Materials, background, materials
-from latentworks.data.scene_words import CATEGORIES, RELATIONS, Relation, caption, counted
+from latentworks.data.scene_words import CATEGORIES, RELATIONS, Relation, caption, counted, whereabouts
 from latentworks.random import seed_of
 from latentworks.staging import staged
 
@@ -42,6 +42,13 @@ class Scene(NamedTuple):
     objects: list[Placed]
     caption: str
 
+    @property
+    def captions(self) -> tuple[str, str]:
+        """What it shows in words, the main caption first, and where each object lies."""
+        side = len(self.image)
+        boxes = [(CATEGORIES[placed.category], *_box(placed)) for placed in self.objects]
+        return self.caption, whereabouts([(category, (x + w / 2) / side, (y + h / 2) / side) for category, x, y, w, h in boxes])
+
 
 def never_together(first: int, second: int) -> bool:
     """Whether scenes of the training part never show both categories: one pair in twelve, fixed, to measure new combinations on."""
@@ -52,7 +59,7 @@ def write_scenes(folder: Path, size: int = 128, n: int = 10_000, seed: int = 0, 
     """Compose ``n`` scenes of ``size`` pixels into ``folder``, which is written whole or not at all.
 
     Written are ``images/``, ``labels/`` (PNG label maps: 0 is background, else the category's id), ``instances.json`` and ``captions.json``
-    in COCO's format; one scene in twenty is held out. Scene i is a function of (seed, i) alone.
+    in COCO's format, two captions a scene; one scene in twenty is held out. Scene i is a function of (seed, i) alone.
     Raises: ValueError for sizes or numbers that are not possible, a missing package, and a folder that is not empty.
     """
     parts = _parts(size, n, categories, least=1)
@@ -70,7 +77,7 @@ def write_scenes(folder: Path, size: int = 128, n: int = 10_000, seed: int = 0, 
             instances["images"].append(row)
             captions["images"].append(row)
             instances["annotations"] += [_annotation(i, len(instances["annotations"]) + k, obj) for k, obj in enumerate(scene.objects)]
-            captions["annotations"].append({"id": i, "image_id": i, "caption": scene.caption})
+            captions["annotations"] += [{"id": 2 * i + k, "image_id": i, "caption": words} for k, words in enumerate(scene.captions)]
             yield Progress(i + 1, n)
         for name, table in (("instances", instances), ("captions", captions)):
             (path / f"{name}.json").write_text(json.dumps(table), encoding="utf-8")
@@ -197,9 +204,14 @@ def _tables(categories: int) -> tuple[dict[str, list[Any]], dict[str, list[Any]]
     return {"images": [], "categories": kinds, "annotations": []}, {"images": [], "annotations": []}
 
 
+def _box(placed: Placed) -> tuple[int, int, int, int]:
+    """x, y, width and height of what is seen, in pixels."""
+    rows, columns = (np.flatnonzero(placed.mask.any(axis=axis)) for axis in (1, 0))
+    return int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)
+
+
 def _annotation(image: int, number: int, placed: Placed) -> dict[str, Any]:
     """COCO's entry: the box around what is seen, in pixels, and its mask as run lengths, column by column."""
-    rows, columns = (np.flatnonzero(placed.mask.any(axis=axis)) for axis in (1, 0))
     flat = placed.mask.flatten(order="F")
     changes = np.flatnonzero(np.diff(flat)) + 1
     runs = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
@@ -207,7 +219,7 @@ def _annotation(image: int, number: int, placed: Placed) -> dict[str, Any]:
         "id": number,
         "image_id": image,
         "category_id": placed.category + 1,
-        "bbox": [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)],
+        "bbox": [*_box(placed)],
         "area": int(placed.mask.sum()),
         "iscrowd": 0,
         "segmentation": {"size": list(placed.mask.shape), "counts": [0, *runs] if flat[0] else runs},

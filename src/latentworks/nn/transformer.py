@@ -3,6 +3,7 @@
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from latentworks.config import Config
 from latentworks.nn.attention import Attention
@@ -11,7 +12,10 @@ __all__ = ["TextTransformer", "TextTransformerConfig"]
 
 
 class TextTransformerConfig(Config):
-    """Sizes: ``width`` of a token, ``length`` in tokens, ``vocabulary`` entries. The attention is ``heads * head_channels`` wide."""
+    """Sizes: ``width`` of a token, ``length`` in tokens, ``vocabulary`` entries. The attention is ``heads * head_channels`` wide.
+
+    ``neighbours``: with how many tokens to either side each is mixed before the layers, see `Neighbours`; 0: none, as the authors do.
+    """
 
     width: int = Field(default=512, ge=1)
     layers: int = Field(default=8, ge=1)
@@ -19,6 +23,7 @@ class TextTransformerConfig(Config):
     head_channels: int = Field(default=64, ge=1)
     length: int = Field(default=77, ge=1)
     vocabulary: int = Field(default=30522, ge=1)
+    neighbours: int = Field(default=0, ge=0)
 
 
 class Residual(nn.Module):
@@ -35,6 +40,23 @@ class Residual(nn.Module):
         return out
 
 
+class Neighbours(nn.Module):
+    """x + SiLU of a convolution over x and ``count`` tokens to either side.
+
+    It binds words to those beside them ("a cat" to "left of") from the first step. Attention would have to learn which token is beside
+    which, from a loss that hardly depends on it, and takes many times as long.
+    """
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width, width, 2 * count + 1, padding=count)
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Same shape."""
+        mixed: Tensor = self.conv(x.transpose(1, 2)).transpose(1, 2)
+        return x + functional.silu(mixed)
+
+
 class TextTransformer(nn.Module):
     """Pre-norm encoder with learned positions and no mask: padding is attended to, as in the authors' BERTEmbedder."""
 
@@ -43,6 +65,7 @@ class TextTransformer(nn.Module):
         # of unit variance, not the authors' 0.0004: the layers' biases drown that, and a short run then never learns to tell prompts apart
         self.tokens = nn.Embedding(config.vocabulary, config.width)
         self.positions = nn.Embedding(config.length, config.width)
+        self.neighbours = Neighbours(config.width, config.neighbours) if config.neighbours else nn.Identity()
         self.layers = nn.ModuleList()
         for _ in range(config.layers):
             self.layers.append(Residual(config.width, Attention(config.width, config.heads, config.head_channels)))
@@ -58,7 +81,7 @@ class TextTransformer(nn.Module):
         if tokens.shape[1] > self.positions.num_embeddings:
             limit = self.positions.num_embeddings
             raise ValueError(f"tokens: {tokens.shape[1]} per prompt, but this text transformer has {limit} positions: cut them")
-        x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
+        x = self.neighbours(self.tokens(tokens) + self.positions.weight[: tokens.shape[1]])
         for layer in self.layers:
             x = layer(x)
         out: Tensor = self.norm(x)
