@@ -20,7 +20,8 @@ from PIL import Image
 from record import save, table
 from regressors import Inpainter, load
 from restoration import BATCH, Holes, Measure, Pictures, crops, drawn, images, pipeline, recipe_of, reconstructed
-from skimage.restoration import inpaint_biharmonic
+from scipy import sparse
+from scipy.sparse.linalg import spsolve
 from torch import Tensor
 
 from latentworks.data.dataset import Extras
@@ -42,9 +43,26 @@ PASTED = 16  # images whose bytes are compared
 
 
 def biharmonic(pixels: Pictures, holes: Holes) -> Pictures:
-    """The smoothest surface over each hole, channel by channel (scikit-image)."""
-    filled = (inpaint_biharmonic(image / 255, hole, channel_axis=-1) for image, hole in zip(pixels, holes, strict=True))
-    return np.stack([np.rint(255 * image.clip(0, 1)).astype(np.uint8) for image in filled])
+    """The smoothest surface over each hole, channel by channel: where the sum of squared Laplacians of the image is least.
+
+    Not scikit-image's `inpaint_biharmonic`: up to its 0.26 it reads memory that it never wrote wherever a hole touches the border.
+    """
+    height, width = holes.shape[1:]
+    curved = sparse.kron(_second(height), sparse.eye(width)) + sparse.kron(sparse.eye(height), _second(width))
+    filled = []
+    for image, hole in zip(pixels, holes.reshape(len(holes), -1), strict=True):
+        flat = image.reshape(-1, image.shape[-1]).astype(float)
+        unknown, known = curved.tocsc()[:, hole], curved.tocsc()[:, ~hole]
+        flat[hole] = spsolve(unknown.T @ unknown, -unknown.T @ (known @ flat[~hole])).reshape(-1, image.shape[-1])
+        filled.append(np.rint(flat.clip(0, 255)).astype(np.uint8).reshape(image.shape))
+    return np.stack(filled)
+
+
+def _second(n: int) -> sparse.csr_array:
+    """The second difference along n pixels, of which those at the ends have themselves for neighbours."""
+    middle = np.full(n, -2.0)
+    middle[[0, -1]] = -1
+    return sparse.diags_array([np.ones(n - 1), middle, np.ones(n - 1)], offsets=[-1, 0, 1]).tocsr()
 
 
 def regressed(network: Inpainter, pixels: Pictures, holes: Holes) -> Pictures:
