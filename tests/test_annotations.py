@@ -90,7 +90,9 @@ def test_composed_scenes_are_such_a_folder(tmp_path):
     for entry in listing.entries:
         assert 3 <= len(entry.boxes) <= 8
         assert entry.segmentation == entry.name.replace("images", "labels")
-        assert len(entry.text) == 1
+        main, where = entry.text
+        assert any(words in main for words in (" left of ", " right of ", " above ", " below "))
+        assert where.count(", ") == len(entry.boxes) - 1
 
 
 def test_yolo_folders_and_files_beside_images(tmp_path):
