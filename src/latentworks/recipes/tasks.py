@@ -26,7 +26,7 @@ _TRAINING = TrainConfig(steps=5000, batch=32, lr=1e-3, warmup=200, decay="cosine
 _CROPS = Preprocess(size=128, crop_size=64, crop="random", flip=True)
 _LAYOUT = LayoutConfig(width=128, layers=1, heads=4, head_channels=32, length=26, vocabulary=1024, classes=1, painted=16, dropout=0.1)
 _MAP = SegmentationConfig(classes=1, channels=32)
-_TEXT = TextConfig(width=128, layers=1, heads=4, head_channels=32, length=48, vocabulary=512, neighbours=3, dropout=0.1)
+_TEXT = TextConfig(width=128, layers=1, heads=4, head_channels=32, length=48, vocabulary=448, neighbours=2, dropout=0.1)
 
 
 def _scenes_ae() -> FirstStageRecipe:
