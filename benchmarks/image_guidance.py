@@ -1,9 +1,9 @@
 """Image guidance of a model without a condition: how well samples match the thumbnails that guide them, and what that costs in quality.
 
 Thumbnails are real images of the data, reduced four times by the bicubic filter; sample i follows thumbnail i (`--guide down`), at each
-noise that is believed in them, and at the paper's constant weight ("paper"). The match is the mean PSNR in dB between the sample, reduced
-the same way, and its thumbnail. The distance is Fréchet's in EfficientNet-Lite0's features to the images themselves; that of samples
-without guidance, from the same noise, is the one to compare with.
+noise that is believed in them, and at the paper's constant weight ("paper"); with a noise, also after `--descent` steps of descent. The match is
+the mean PSNR in dB between the sample, reduced the same way, and its thumbnail. The distance is Fréchet's in EfficientNet-Lite0's features
+to the images themselves; that of samples without guidance, from the same noise, is the one to compare with.
 
     python benchmarks/image_guidance.py models/scenes-unconditional --data scenes --noise 0.1 0.05
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 from latentworks.data.dataset import Extras
 from latentworks.data.degrade import bicubic
 from latentworks.data.transforms import to_tensor
-from latentworks.diffusion.guidance import image
+from latentworks.diffusion.guidance import descend, image
 from latentworks.diffusion.samplers import SAMPLERS
 from latentworks.grids import save_sheet, sheet
 from latentworks.image_guidance import ImageGuidanceConfig, image_loss
@@ -35,9 +35,9 @@ FACTOR, SHOWN = 4, 6
 CLOSE, WITHIN = 25.0, 1.3  # dB, and times the distance without guidance
 
 
-def drawn(pipe: Pipeline, small: Pictures, config: ImageGuidanceConfig, options: argparse.Namespace) -> Pictures:
-    """A sample for each thumbnail; scale 0 is no guidance. Image i has seed ``options.seed + i``."""
-    made, model = [], pipe.model
+def drawn(pipe: Pipeline, small: Pictures, config: ImageGuidanceConfig, options: argparse.Namespace) -> list[Pictures]:
+    """A sample for each thumbnail and, with a noise, the same after descent; scale 0 is no guidance. Image i has seed ``options.seed + i``."""
+    made, closer, model = [], [], pipe.model
     timesteps = model.process.timesteps(options.steps, pipe.defaults.spacing)
 
     def predict(x_t: Tensor, t: Tensor) -> Tensor:
@@ -53,8 +53,10 @@ def drawn(pipe: Pipeline, small: Pictures, config: ImageGuidanceConfig, options:
         with torch.no_grad():
             *_, last = SAMPLERS[options.sampler](denoise, x, model.process, timesteps, randn_like_per_image("ancestral", seeds))
         made.append(pipe.decode(last.x))
+        if config.noise is not None:
+            closer.append(pipe.decode(descend(last.x, loss, options.descent)))
         print(f"noise {config.noise}, scale {config.scale:g}: {start + len(rows)} of {len(small)} images", flush=True)
-    return np.concatenate(made)
+    return [np.concatenate(parts) for parts in (made, closer) if parts]
 
 
 def row(name: str, made: Pictures, small: Pictures, measure: Measure) -> dict[str, Any]:
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a folder of images")
     parser.add_argument("--split", choices=["held_out", "train"], default="held_out", help="which part of it (default: held_out)")
     parser.add_argument("--noise", type=float, nargs="*", default=[0.05], help="default: 0.05")
+    parser.add_argument("--descent", type=int, default=5, help="steps of descent at the end (default: 5)")
     parser.add_argument("-n", type=int, default=1000, help="images (default: 1000)")
     parser.add_argument("--steps", type=int, default=25, help="of sampling (default: 25)")
     parser.add_argument("--sampler", default="ddim", help="default: ddim")
@@ -81,9 +84,10 @@ def main() -> None:
     settings = {"none": {"scale": 0.0}} | {f"{noise:g}": {"noise": noise} for noise in options.noise} | {"paper": {"noise": None}}
     rows, shown = [], [[Image.fromarray(one) for one in small[:SHOWN]]]
     for name, values in settings.items():
-        made = drawn(pipe, small, ImageGuidanceConfig.parse({"guide": "down", **values}), options)
-        rows.append(row(name, made, small, measure))
-        shown.append([Image.fromarray(one) for one in made[:SHOWN]])
+        both = drawn(pipe, small, ImageGuidanceConfig.parse({"guide": "down", **values}), options)
+        for label, made in zip((name, f"{name}, descent {options.descent}"), both, strict=False):
+            rows.append(row(label, made, small, measure))
+            shown.append([Image.fromarray(one) for one in made[:SHOWN]])
         facts = {"n": options.n, "steps": options.steps, "sampler": options.sampler, "seed": options.seed, "images": found.name}
         path = save("image_guidance", rows, model=Path(options.model).name, **facts, **measure.facts)
     side = (2 * pipe.size,) * 2

@@ -47,6 +47,7 @@ REQUESTS = [
     {"guide_image": "x.png", "guide": "grey", "guide_distance": "perceptual", "guide_scale": 0.01},
     {"guide_image": "x.png", "guide": "mask", "mask": "m.png", "guide_scale": 0.01},
     {"guide_image": "x.png", "guide_noise": 0.5},
+    {"guide_image": "x.png", "guide_scale": 0.0, "guide_descent": 2},
     INPAINT,
     REPAINT,
     {**INPAINT, "guide_image": "x.png", "guide_scale": 0.01},
@@ -78,6 +79,16 @@ def test_an_image_guides_what_a_prompt_guides(of_text, files):
     assert (str(request.guide_image), request.guide, request.guide_scale) == ("small.png", "down", 0.02)
 
 
+def test_descent_brings_what_is_drawn_closer(unconditional, files):
+    small = np.asarray(Image.open(files / "small.png"), float)
+
+    def error(**descent):
+        (image,) = unconditional(guide_image=files / "small.png", guide="down", guide_scale=0.0, steps=3, **descent)
+        return np.square(np.asarray(image.resize((8, 8), Image.Resampling.BICUBIC), float) - small).mean()
+
+    assert error(guide_descent=8) < error(guide_descent=1) < error()
+
+
 @pytest.mark.parametrize("given", [INPAINT, REPAINT], ids=["known pixels", "repaint"])
 def test_a_model_not_trained_to_inpaint_fills_a_hole(unconditional, files, given):
     original, hole = np.asarray(Image.open(files / "x.png")), np.asarray(Image.open(files / "m.png")) > 0
@@ -101,6 +112,8 @@ REFUSED = [
     ({"guide": "down"}, "guide: it says how an image guides: give that too (--guide-image)"),
     ({"guide_scale": 2.0}, "guide_scale: it says how an image guides"),
     ({"guide_noise": 0.1}, "guide_noise: it says how an image guides"),
+    ({"guide_descent": 3}, "guide_descent: it says how an image guides"),
+    ({"guide_image": "x.png", "guide_descent": 0}, "guide_descent: Input should be greater than or equal to 1 (got 0)"),
     ({"guide_image": "x.png", "guide_noise": 0.0}, "guide_noise: Input should be greater than 0 (got 0.0)"),
     ({"guide_image": "x.png", "guide_scale": -1.0}, "guide_scale: Input should be greater than or equal to 0 (got -1.0)"),
     ({"guide_image": "x.png", "guide": "sketch"}, "guide: Input should be 'identity', 'down', 'grey' or 'mask' (got 'sketch')"),

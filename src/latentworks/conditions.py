@@ -78,7 +78,7 @@ def check_conditions(model: LatentDiffusion, request: SampleRequest) -> None:
         raise ValueError("mask: it marks the hole of an image: give that too (--image)")
     if request.strength is not None and (request.image is None or request.mask is not None):
         raise ValueError("strength: it says how much of an image is drawn anew: give --image, without --mask")
-    for name in ("guide", "guide_distance", "guide_scale", "guide_noise"):
+    for name in ("guide", "guide_distance", "guide_scale", "guide_noise", "guide_descent"):
         if getattr(request, name) is not None and request.guide_image is None:
             raise ValueError(f"{name}: it says how an image guides: give that too (--guide-image), or leave it out")
     if request.back_projection and request.upscale is None:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from latentworks.checkpoints.native import load_folder
 from latentworks.checkpoints.resolve import resolve_model
-from latentworks.conditions import Pictures, check_conditions, conditions_of, known_of, read_pictures
+from latentworks.conditions import Pictures, check_conditions, conditions_of, guide_of, known_of, read_pictures
 from latentworks.data.degrade import back_project
 from latentworks.data.transforms import from_tensor
 from latentworks.denoiser import denoiser
-from latentworks.diffusion.guidance import known_pixels
+from latentworks.diffusion.guidance import descend, known_pixels
 from latentworks.diffusion.samplers import SAMPLERS, repaint
 from latentworks.engine import Engine
 from latentworks.first_stage.autoencoder import Run, whole
@@ -167,7 +167,10 @@ class Pipeline:
         return self.decode(z, run_of(self.model, request))[:, : request.size[0], : request.size[1]]
 
     def _finished(self, z: Float[Tensor, "b z h w"], request: SampleRequest, pictures: Pictures) -> Shaped[np.ndarray, "b h w c"]:
-        """As `_decoded`; outside a hole the given pixels, byte for byte; enlarged ones moved onto what they came from."""
+        """As `_decoded`; after descent to what guides; outside a hole the given pixels, byte for byte; enlarged ones moved onto their
+        origin."""
+        if pictures.guide is not None and request.guide_descent is not None:
+            z = descend(z, guide_of(self.model, request, pictures)[1], request.guide_descent)
         pixels = self._decoded(z, request)
         if pictures.low_res is not None and request.back_projection:
             factor = pictures.size[0] // pictures.low_res.shape[0]

@@ -34,7 +34,8 @@ class SampleRequest(Config):
     ``back_projection``: steps that make the result agree with it once reduced again. ``image`` with ``mask`` (white: the hole) is
     inpainted; alone it is where drawing starts, after the first 1 - ``strength`` of the steps. A model not trained to inpaint keeps the
     known pixels at every step; the sampler repaint also goes back ``jump`` steps, ``resample`` - 1 times. ``guide_image`` guides without
-    retraining: see `ImageGuidanceConfig`; ``mask`` is then that of ``guide`` "mask". With ``to_seed`` the images lie evenly between the
+    retraining: see `ImageGuidanceConfig`; ``mask`` is then that of ``guide`` "mask"; ``guide_descent``: steps of descent that bring what is
+    drawn closer still. With ``to_seed`` the images lie evenly between the
     noise of ``seed`` and that one, or at ``position`` (0 to 1) between them. ``classifier``: a run of a classifier recipe, whose gradient,
     times ``classifier_scale`` (default 1), leads towards ``label``, also a model that knows no classes. With ``tile`` the
     model sees so many pixels a side at a time, ``overlap`` of which neighbours share (half); it then needs the memory of a tile.
@@ -55,6 +56,7 @@ class SampleRequest(Config):
     guide_distance: Distance | None = None
     guide_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
     guide_noise: float | None = Field(None, gt=0, allow_inf_nan=False)
+    guide_descent: int | None = Field(None, ge=1, le=100)
     n: int = Field(1, ge=1, description="images for each prompt")
     seed: int = 0
     to_seed: int | None = None

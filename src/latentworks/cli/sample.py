@@ -43,6 +43,7 @@ def sample(
     guide: Annotated[str | None, typer.Option(help="What of it is followed: identity, down (a smaller one), grey or mask.")] = None,
     guide_scale: Annotated[float | None, typer.Option(help="How much; default 1.")] = None,
     guide_noise: Annotated[float | None, typer.Option(help="Belief in it: the smaller, the closer it is followed, e.g. 0.05.")] = None,
+    guide_descent: Annotated[int | None, typer.Option(help="Steps of descent that bring what is drawn closer to it, e.g. 8.")] = None,
     guide_distance: Annotated[str | None, typer.Option(help="l2 or perceptual; default l2.")] = None,
     to_seed: Annotated[int | None, typer.Option(help="The images lie between the noise of seed and of this one.")] = None,
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
@@ -78,7 +79,7 @@ def sample(
             "guidance": guidance, "sampler": sampler, "eta": eta, "size": _size(size), "batch": batch, "boxes": _boxes(boxes), "map": map,
             "upscale": upscale, "back_projection": back_projection, "image": image, "mask": mask, "strength": strength, "to_seed": to_seed,
             "guide_image": guide_image, "guide": guide, "guide_scale": guide_scale, "guide_noise": guide_noise,
-            "guide_distance": guide_distance, "jump": jump, "resample": resample, "classifier": classifier,
+            "guide_descent": guide_descent, "guide_distance": guide_distance, "jump": jump, "resample": resample, "classifier": classifier,
             "classifier_scale": classifier_scale, "tile": tile, "overlap": overlap,
         }
     )  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor
 from latentworks.diffusion.process import Process
 from latentworks.types import Cond, Denoise, Predict, RandnLike
 
-__all__ = ["LogProb", "LossOfX0", "classifier", "classifier_free", "image", "known_pixels"]
+__all__ = ["LogProb", "LossOfX0", "classifier", "classifier_free", "descend", "image", "known_pixels"]
 
 LogProb = Callable[[Tensor, Tensor], Tensor]
 """(x_t ``b c h w``, t ``b``) -> log p(y | x_t) ``b``, differentiable in x_t."""
@@ -86,6 +86,27 @@ def image(denoise: Denoise, loss_of_x0: LossOfX0, process: Process, scale: float
         return (x0 if outer else x0.detach()) - step * _finite(grad, t, "image guidance", scale)
 
     return guided if scale else denoise
+
+
+def descend(x0: Float[Tensor, "b c h w"], loss_of_x0: LossOfX0, steps: int) -> Float[Tensor, "b c h w"]:
+    """x0 after ``steps`` of steepest descent of the loss, without the network: what `image` leaves of the error once drawing is over.
+
+    The backward guidance of arXiv:2302.07121, taken once, at the end. Each image has its own step length: the minimum of the parabola
+    through the loss, its slope and its value where a straight line would reach 0. A step that does not lower the loss is not taken.
+    """
+    for _ in range(steps):
+        with torch.enable_grad():
+            x = x0.detach().requires_grad_()
+            loss = loss_of_x0(x)
+            (grad,) = torch.autograd.grad(_sum(loss, x, "loss_of_x0"), x)
+        with torch.no_grad():
+            slope = grad.square().sum(dim=(1, 2, 3))
+            probe = loss / slope
+            curvature = 2 * (loss_of_x0(x - probe.view(-1, 1, 1, 1) * grad) - loss + probe * slope) / probe**2
+            length = torch.where(curvature > 0, torch.minimum(slope / curvature, 2 * probe), 2 * probe)
+            moved = x - length.view(-1, 1, 1, 1) * grad
+            x0 = torch.where((loss_of_x0(moved) < loss).view(-1, 1, 1, 1), moved, x)  # false too where the loss was 0 already
+    return x0.detach()
 
 
 def known_pixels(

@@ -112,6 +112,7 @@ TASKS: dict[str, Callable[[], Recipe]] = {
         (LowResConfig(degradation="bsr"),),
         _CROPS,
         variants=2,
+        steps=2500,
     ),
     "scenes-sr-bicubic": _task(
         "scenes-sr-bicubic",
@@ -119,8 +120,11 @@ TASKS: dict[str, Callable[[], Recipe]] = {
         (LowResConfig(),),
         _CROPS,
         variants=2,
+        steps=2500,
     ),
-    "scenes-inpaint": _task("scenes-inpaint", "Inpainting, trained on 64 px crops.", (MaskedImageConfig(),), _CROPS, variants=2),
+    "scenes-inpaint": _task(
+        "scenes-inpaint", "Inpainting, trained on 64 px crops.", (MaskedImageConfig(),), _CROPS, variants=2, steps=3000
+    ),
     "scenes-text-sr": _task(
         "scenes-text-sr", "A caption and a small image to image, 64 px: a hybrid.", (_TEXT, LowResConfig()), Preprocess(size=64)
     ),
