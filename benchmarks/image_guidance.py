@@ -1,9 +1,9 @@
 """Image guidance of a model without a condition: how well samples match the thumbnails that guide them, and what that costs in quality.
 
 Thumbnails are real images of the data, reduced four times by the bicubic filter; sample i follows thumbnail i (`--guide down`), at each
-noise that is believed in them, and at the paper's constant weight ("paper"); with a noise, also after `--descent` steps of descent. The match is
-the mean PSNR in dB between the sample, reduced the same way, and its thumbnail. The distance is Fréchet's in EfficientNet-Lite0's features
-to the images themselves; that of samples without guidance, from the same noise, is the one to compare with.
+noise that is believed in them, and at the paper's constant weight ("paper"); with a noise, also after `--descent` steps of descent. The
+match is the mean PSNR in dB between the sample, reduced the same way, and its thumbnail. The distance is Fréchet's in EfficientNet-Lite0's
+features to the images themselves; that of samples without guidance, from the same noise, is the one to compare with.
 
     python benchmarks/image_guidance.py models/scenes-unconditional --data scenes --noise 0.1 0.05
 """
@@ -36,7 +36,7 @@ CLOSE, WITHIN = 25.0, 1.3  # dB, and times the distance without guidance
 
 
 def drawn(pipe: Pipeline, small: Pictures, config: ImageGuidanceConfig, options: argparse.Namespace) -> list[Pictures]:
-    """A sample for each thumbnail and, with a noise, the same after descent; scale 0 is no guidance. Image i has seed ``options.seed + i``."""
+    """A sample for each thumbnail; with a noise, the same after descent too. Scale 0: no guidance. Image i: seed ``options.seed + i``."""
     made, closer, model = [], [], pipe.model
     timesteps = model.process.timesteps(options.steps, pipe.defaults.spacing)
 

@@ -152,7 +152,7 @@ def _resized(height: int, width: int, size: int) -> tuple[int, int]:
 
 def to_tensor(images: Shaped[np.ndarray, "b h w c"]) -> Float[Tensor, "b c h w"]:
     """Pixels (uint8, uint16, or float32 in [0, 1]) -> float32 in [-1, 1]."""
-    x = rearrange(torch.from_numpy(np.ascontiguousarray(images)), "b h w c -> b c h w")
+    x = rearrange(torch.from_numpy(np.require(images, requirements=["C", "W"])), "b h w c -> b c h w")
     x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     return x.div_(_largest(images.dtype) / 2).sub_(1)
 
