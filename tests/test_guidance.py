@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latentworks.diffusion.guidance import classifier, classifier_free, image, known_pixels
+from latentworks.diffusion.guidance import classifier, classifier_free, descend, image, known_pixels
 from latentworks.diffusion.process import Process, ProcessConfig
 from latentworks.diffusion.samplers import SAMPLERS
 from latentworks.random import randn_like_per_image
@@ -170,6 +170,22 @@ def test_image_guidance_descends_and_leaves_other_images_alone() -> None:
     three = guided(data.x_t, data.t)
     assert (loss(three) < loss(data.denoise(data.x_t, data.t))).all()
     torch.testing.assert_close(guided(data.x_t[:1], data.t[:1]), three[:1])
+
+
+def test_descent_is_steepest_descent_with_the_best_step_of_each_image() -> None:
+    """Of a quadratic loss: the closed form; where nothing is left to descend it stays."""
+    g = torch.Generator().manual_seed(0)
+    x0, curvatures = torch.randn(3, 1, 2, 3, generator=g), torch.rand(3, 1, 2, 3, generator=g) + torch.tensor([0.5, 2, 50]).view(3, 1, 1, 1)
+    x0[1] = 0
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return (curvatures * x.square()).sum(dim=(1, 2, 3)) / 2
+
+    grad = curvatures * x0
+    length = grad.square().sum(dim=(1, 2, 3)) / (curvatures * grad.square()).sum(dim=(1, 2, 3)).clamp(min=1e-9)
+    torch.testing.assert_close(descend(x0, loss, 1), x0 - length.view(-1, 1, 1, 1) * grad)
+    assert (loss(descend(x0, loss, 9))[[0, 2]] < 1e-3 * loss(x0)[[0, 2]]).all()
+    assert torch.equal(descend(x0, loss, 9)[1], x0[1])
 
 
 def test_guidance_stacks() -> None:
