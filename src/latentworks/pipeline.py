@@ -167,8 +167,7 @@ class Pipeline:
         return self.decode(z, run_of(self.model, request))[:, : request.size[0], : request.size[1]]
 
     def _finished(self, z: Float[Tensor, "b z h w"], request: SampleRequest, pictures: Pictures) -> Shaped[np.ndarray, "b h w c"]:
-        """As `_decoded`; after descent to what guides; outside a hole the given pixels, byte for byte; enlarged ones moved onto their
-        origin."""
+        """As `_decoded`, after descent to what guides; outside a hole the given pixels, byte for byte; enlarged ones made to agree."""
         if pictures.guide is not None and request.guide_descent is not None:
             z = descend(z, guide_of(self.model, request, pictures)[1], request.guide_descent)
         pixels = self._decoded(z, request)
