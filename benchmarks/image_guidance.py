@@ -1,9 +1,9 @@
 """Image guidance of a model without a condition: how well samples match the thumbnails that guide them, and what that costs in quality.
 
 Thumbnails are real images of the data, reduced four times by the bicubic filter; sample i follows thumbnail i (`--guide down`), at each
-noise that is believed in them, and at the paper's constant weight ("paper"); with a noise, also after `--descent` steps of descent. The
-match is the mean PSNR in dB between the sample, reduced the same way, and its thumbnail. The distance is Fréchet's in EfficientNet-Lite0's
-features to the images themselves; that of samples without guidance, from the same noise, is the one to compare with.
+noise that is believed in them, and with `--paper` at the paper's constant weight; with a noise, also after `--descent` steps of descent.
+The match is the mean PSNR in dB between the sample, reduced the same way, and its thumbnail. The distance is Fréchet's in EfficientNet-
+Lite0's features to the images themselves; that of samples without guidance, from the same noise, is the one to compare with.
 
     python benchmarks/image_guidance.py models/scenes-unconditional --data scenes --noise 0.1 0.05
 """
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a folder of images")
     parser.add_argument("--split", choices=["held_out", "train"], default="held_out", help="which part of it (default: held_out)")
     parser.add_argument("--noise", type=float, nargs="*", default=[0.05], help="default: 0.05")
+    parser.add_argument("--paper", action="store_true", help="also at the paper's constant weight")
     parser.add_argument("--descent", type=int, default=5, help="steps of descent at the end (default: 5)")
     parser.add_argument("-n", type=int, default=1000, help="images (default: 1000)")
     parser.add_argument("--steps", type=int, default=25, help="of sampling (default: 25)")
@@ -81,7 +82,11 @@ def main() -> None:
     found = images(options.data, recipe_of(options.model), Extras(), options.n, options.split, options.seed)
     pipe, measure = pipeline(options.model), Measure(found.pixels)
     small = np.stack([bicubic(one, FACTOR) for one in found.pixels])
-    settings = {"none": {"scale": 0.0}} | {f"{noise:g}": {"noise": noise} for noise in options.noise} | {"paper": {"noise": None}}
+    settings = (
+        {"none": {"scale": 0.0}}
+        | {f"{noise:g}": {"noise": noise} for noise in options.noise}
+        | ({"paper": {"noise": None}} if options.paper else {})
+    )
     rows, shown = [], [[Image.fromarray(one) for one in small[:SHOWN]]]
     for name, values in settings.items():
         both = drawn(pipe, small, ImageGuidanceConfig.parse({"guide": "down", **values}), options)
