@@ -2,8 +2,8 @@
 
 Thumbnails are real images of the data, reduced four times by the bicubic filter; sample i follows thumbnail i (`--guide down`), at each
 noise that is believed in them, and with `--paper` at the paper's constant weight; with a noise, also after `--descent` steps of descent.
-The match is the mean PSNR in dB between the sample, reduced the same way, and its thumbnail. The distance is Fréchet's in EfficientNet-
-Lite0's features to the images themselves; that of samples without guidance, from the same noise, is the one to compare with.
+The match is the mean PSNR in dB between the sample, reduced the same way, and its thumbnail. The distance is Fréchet's in
+EfficientNet-Lite0's features to the images themselves; that of samples without guidance, from the same noise, is the one to compare with.
 
     python benchmarks/image_guidance.py models/scenes-unconditional --data scenes --noise 0.1 0.05
 """
