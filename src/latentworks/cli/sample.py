@@ -43,7 +43,7 @@ def sample(
     guide: Annotated[str | None, typer.Option(help="What of it is followed: identity, down (a smaller one), grey or mask.")] = None,
     guide_scale: Annotated[float | None, typer.Option(help="How much; default 1.")] = None,
     guide_noise: Annotated[float | None, typer.Option(help="Belief in it: the smaller, the closer it is followed, e.g. 0.05.")] = None,
-    guide_descent: Annotated[int | None, typer.Option(help="Steps of descent that bring what is drawn closer to it, e.g. 8.")] = None,
+    guide_descent: Annotated[int | None, typer.Option(help="Steps of descent that bring what is drawn closer to it, e.g. 5.")] = None,
     guide_distance: Annotated[str | None, typer.Option(help="l2 or perceptual; default l2.")] = None,
     to_seed: Annotated[int | None, typer.Option(help="The images lie between the noise of seed and of this one.")] = None,
     negative: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
