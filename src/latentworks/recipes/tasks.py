@@ -1,6 +1,7 @@
 """Every condition of the paper as a laptop recipe on scenes of emoji (`lw data scenes`), all on the first stage `scenes-ae`."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from latentworks.conditioners import (
     ConditionerConfig,
@@ -42,7 +43,8 @@ def _task(
     data: Preprocess = Preprocess(size=64),
     variants: int = 1,
     guidance: float = 1.0,
-    steps: int = _TRAINING.steps,
+    training: TrainConfig = _TRAINING,
+    sampler: Literal["ddpm", "dpmpp_2m"] = "dpmpp_2m",
 ) -> Callable[[], DiffusionRecipe]:
     def make() -> DiffusionRecipe:
         return DiffusionRecipe(
@@ -53,8 +55,8 @@ def _task(
             conditioners=tuple(conditioners),
             unet=_UNET_64,
             process=ProcessConfig(prediction="v"),
-            train=_TRAINING.replace(steps=steps),
-            sampling=SamplingDefaults(steps=25, guidance=guidance),
+            train=training,
+            sampling=SamplingDefaults(sampler=sampler, steps=25, guidance=guidance),
         )
 
     make.__doc__ = what
@@ -85,14 +87,14 @@ TASKS: dict[str, Callable[[], Recipe]] = {
         "Class to image, the class as a token of cross-attention, 64 px.",
         (LabelConfig(classes=1, width=128, dropout=0.1),),
         guidance=5.0,
-        steps=10_000,
+        training=_TRAINING.replace(steps=10_000),
     ),
     "scenes-class-vector": _task(
         "scenes-class-vector",
         "Class to image, the class added to the time embedding, 64 px.",
         (LabelConfig(classes=1, width=160, route="vector", dropout=0.1),),
         guidance=5.0,
-        steps=10_000,
+        training=_TRAINING.replace(steps=10_000),
     ),
     "scenes-classifier": _classifier,
     "scenes-map": _task(
@@ -102,17 +104,27 @@ TASKS: dict[str, Callable[[], Recipe]] = {
         _CROPS,
         variants=2,
         guidance=2.0,
-        steps=6000,
+        training=_TRAINING.replace(steps=6000),
     ),
-    "scenes-layout": _task("scenes-layout", "Boxes to image, 128 px.", (_LAYOUT,), _WHOLE_128, guidance=3.0, steps=2800),
-    "scenes-text": _task("scenes-text", "Captions that count and relate to image, 128 px.", (_TEXT,), _WHOLE_128, guidance=3.0),
+    "scenes-layout": _task(
+        "scenes-layout", "Boxes to image, 128 px.", (_LAYOUT,), _WHOLE_128, guidance=3.0, training=_TRAINING.replace(steps=2800)
+    ),
+    "scenes-text-64": _task("scenes-text-64", "What `scenes-text` begins from: the same, 64 px.", (_TEXT,), guidance=3.0),
+    "scenes-text": _task(
+        "scenes-text",
+        "Captions that count and relate to image, 128 px; begun from `scenes-text-64`.",
+        (_TEXT,),
+        _WHOLE_128,
+        guidance=3.0,
+        training=_TRAINING.replace(steps=1500, lr=7e-4, warmup=50),
+    ),
     "scenes-sr": _task(
         "scenes-sr",
         "Super-resolution x4 of degraded images, trained on 64 px crops.",
         (LowResConfig(degradation="bsr"),),
         _CROPS,
         variants=2,
-        steps=2500,
+        training=_TRAINING.replace(steps=2500),
     ),
     "scenes-sr-bicubic": _task(
         "scenes-sr-bicubic",
@@ -120,10 +132,16 @@ TASKS: dict[str, Callable[[], Recipe]] = {
         (LowResConfig(),),
         _CROPS,
         variants=2,
-        steps=2500,
+        training=_TRAINING.replace(steps=2500),
     ),
     "scenes-inpaint": _task(
-        "scenes-inpaint", "Inpainting, trained on 64 px crops.", (MaskedImageConfig(),), _CROPS, variants=2, steps=3000
+        "scenes-inpaint",
+        "Inpainting, trained on 64 px crops.",
+        (MaskedImageConfig(),),
+        _CROPS,
+        variants=2,
+        training=_TRAINING.replace(steps=3000),
+        sampler="ddpm",  # its noise mends what a small net gets wrong in the hole
     ),
     "scenes-text-sr": _task(
         "scenes-text-sr", "A caption and a small image to image, 64 px: a hybrid.", (_TEXT, LowResConfig()), Preprocess(size=64)

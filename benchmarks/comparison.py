@@ -1,0 +1,156 @@
+"""One change of `openmoji-64` at a time, each trained as long: what it does to distance, to captions and to speed.
+
+A variant is the recipe with a few settings (`VARIANTS`), trained from random weights for `--minutes` with a constant learning rate and
+judged by its averaged weights. First stages that are compared are trained first, each with as many steps; the other variants share the
+bundled one. Then 500 captions of training emoji are drawn with guidance 3 in 20 steps. Figures: the distance between these pictures and
+all captioned training images; how often the emoji named is nearest, or among the five nearest (`captions.py`; captions without a skin tone
+alone); pictures a second while drawing; steps taken. Rows of an earlier call, measured alike, stay in the result. Variants that are in
+`--runs` already are measured, not trained again.
+
+    python benchmarks/comparison.py base eps min-snr --data openmoji --runs runs/comparison
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from captions import Asked, Gallery, drawn, named
+from PIL import Image
+from record import RESULTS, save, table
+from restoration import pipeline
+
+from latentworks.metrics.distances import frechet_distance
+from latentworks.metrics.evaluate import evaluate_first_stage
+from latentworks.metrics.features import Lite0Features, collect, extract
+from latentworks.metrics.measurement import Evaluation
+from latentworks.metrics.reference import reference_images
+from latentworks.preparation import load_first_stage
+from latentworks.recipe import Recipe
+from latentworks.recipes import get_recipe
+from latentworks.request import SampleRequest
+from latentworks.runs import Progress, RunRequest, train_run
+
+SEED, GUIDANCE, STEPS = 0, 3.0, 20
+TEXT = "conditioners=[{{kind: text, width: 256, layers: {}, heads: 4, length: 24, vocabulary: 2048, neighbours: {}, dropout: 0.1}}]"
+F8 = ("unet.channels=128", "unet.multipliers=[1,2]", "unet.attention=[2]")
+"""A net for latents of 8 x 8, about as fast as the recipe's is on 16 x 16."""
+
+
+class Variant(NamedTuple):
+    """``settings`` of the diffusion model, and of the first stage where it has one of its own, from which recipe."""
+
+    settings: tuple[str, ...] = ()
+    stage: tuple[str, ...] | None = None
+    stage_recipe: str = "openmoji-64-ae"
+
+
+VARIANTS = {
+    "base": Variant(),
+    "text, 2 layers": Variant((TEXT.format(2, 0),)),
+    "text, 2 layers and neighbours": Variant((TEXT.format(2, 2),)),
+    "eps": Variant(("process.prediction=eps",)),
+    "x0": Variant(("process.prediction=x0",)),
+    "min-SNR 5": Variant(("objective.min_snr=5",)),
+    "zero terminal SNR": Variant(("process.zero_terminal_snr=true",)),
+    "narrow, 48 channels": Variant(("unet.channels=48", "unet.head_channels=24")),
+    "wide, 96 channels": Variant(("unet.channels=96",)),
+    "flips": Variant(("data.flip=true", "variants=2")),
+    "KL, f = 4, 4 channels": Variant((), ()),
+    "KL, f = 4, 8 channels": Variant((), ("first_stage.latent_channels=8",)),
+    "KL, f = 8, 4 channels": Variant(F8, ("first_stage.multipliers=[1,2,2,2]",)),
+    "KL, f = 8, 16 channels": Variant(F8, ("first_stage.multipliers=[1,2,2,2]", "first_stage.latent_channels=16")),
+    "VQ, f = 4, 4 channels": Variant((), (), "openmoji-64-ae-vq"),
+    "KL, f = 4, equivariant": Variant((), ("objective.equivariance=0.5",)),
+}
+
+
+def trained(recipe: Recipe, options: argparse.Namespace, out: Path, seconds: float | None = None, stage: str | None = None) -> Path:
+    """The run of a recipe, which is trained unless that is done."""
+    if not (out / "last.json").is_file():
+        for event in train_run(RunRequest(recipe, options.data, out, stage, seconds=seconds)):
+            print(event.line() if isinstance(event, Progress) else event.text, flush=True)
+    return out
+
+
+def stage_of(name: str, variant: Variant, options: argparse.Namespace) -> tuple[str, dict[str, float]]:
+    """The first stage of a variant, and its figures on held-out images if it is its own."""
+    if variant.stage is None:
+        return "openmoji-64", {}
+    recipe = get_recipe(variant.stage_recipe, [f"train.steps={options.stage_steps}", *variant.stage])
+    stage = str(trained(recipe, options, options.runs / f"{folder_of(name)}-ae"))
+    *_, last = evaluate_first_stage(load_first_stage(stage), reference_images(options.data, recipe, "held_out"), Lite0Features())
+    assert isinstance(last, Evaluation)
+    return stage, {
+        figure.name: round(float(figure.value), 3) for figure in last.measurements if figure.name.startswith(("PSNR of", "Fréchet"))
+    }
+
+
+def folder_of(name: str) -> str:
+    """A variant's name as that of a folder."""
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+class Judge:
+    """The captions that every variant draws, and what its pictures are measured by."""
+
+    def __init__(self, data: Path, n: int) -> None:
+        self.gallery = Gallery(data)
+        rows = [row for row in self.gallery.rows if row["text"] and row["split"] == "train"]
+        chosen = [rows[i] for i in sorted(np.random.default_rng(SEED).permutation(len(rows))[:n])]
+        self.asked = [Asked(row["text"], self.gallery.place[row["group"]]) for row in chosen]
+        self.plain = [not row["tone"] for row in chosen]
+        pictures = (np.asarray(Image.open(data / row["file_name"]).convert("RGB")) for row in rows)
+        self.real = collect(extract(self.gallery.network, pictures))
+
+    def figures(self, run: Path) -> dict[str, float]:
+        """Of a trained variant."""
+        pipe = pipeline(str(run), precision="bf16")
+        request = SampleRequest(guidance=GUIDANCE, sampler=pipe.defaults.sampler, steps=STEPS, seed=SEED, batch=32)
+        began = time.perf_counter()
+        images = drawn(pipe, self.asked, request)
+        speed = len(images) / (time.perf_counter() - began)
+        distance = frechet_distance(self.real, collect(extract(self.gallery.network, images)))
+        plain = [(one, image) for one, image, plain in zip(self.asked, images, self.plain, strict=True) if plain]
+        right = named([one for one, _ in plain], self.gallery.nearest([image for _, image in plain]))
+        return {"distance": round(distance, 2), **{key: round(share, 4) for key, share in right.items()}, "images/s": round(speed, 2)}
+
+
+def measured(names: Sequence[str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each variant."""
+    judge = Judge(options.data, options.n)
+    for name in names:
+        variant = VARIANTS[name]
+        stage, stage_figures = stage_of(name, variant, options)
+        recipe = get_recipe("openmoji-64", ["train.steps=1000000", "train.decay=constant", *variant.settings])
+        run = trained(recipe, options, options.runs / folder_of(name), 60 * options.minutes, stage)
+        steps = json.loads((run / "last.json").read_text())["step"]
+        yield {"variant": name, "steps": steps, **judge.figures(run / "model"), **stage_figures}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variants", nargs="+", choices=VARIANTS, metavar="VARIANT", help=", ".join(VARIANTS))
+    parser.add_argument("--data", type=Path, required=True, help="what `lw data openmoji` wrote")
+    parser.add_argument("--runs", type=Path, required=True, help="a folder for the runs")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of training a variant (default: 30)")
+    parser.add_argument("--stage-steps", type=int, default=3000, help="of training a first stage (default: 3000)")
+    parser.add_argument("-n", type=int, default=500, help="captions (default: 500)")
+    options = parser.parse_args()
+    facts = {"minutes": options.minutes, "stage_steps": options.stage_steps, "n": options.n, "guidance": GUIDANCE, "sampling_steps": STEPS}
+    path = RESULTS / "comparison.json"
+    result = json.loads(path.read_text()) if path.is_file() else {}
+    rows = result.get("rows", []) if all(result.get(name) == value for name, value in facts.items()) else []
+    for row in measured(options.variants, options):
+        rows = [other for other in rows if other["variant"] != row["variant"]] + [row]
+        save("comparison", rows, **facts)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    print(table(columns, [[str(row.get(column, "")) for column in columns] for row in rows]))
+    print("\nwritten to", path)
+
+
+if __name__ == "__main__":
+    main()
