@@ -34,9 +34,9 @@ def begun(name: str) -> Recipe:
 def measure(name: str, data: Path, first_stage: Path, folder: Path) -> dict[str, Any]:
     """Seconds of a recipe's parts, and minutes of the whole."""
     recipe, whole = begun(name), get_recipe(name)
-    stage = None if isinstance(recipe, FirstStageRecipe) else first_stage
+    given = {"from_model" if isinstance(recipe, FirstStageRecipe) else "first_stage": first_stage}
     began, seen = time.monotonic(), list[float]()
-    for event in train_run(RunRequest(recipe, data, folder / name, stage)):
+    for event in train_run(RunRequest(recipe, data, folder / name, **given)):
         if isinstance(event, Progress):
             seen.append(time.monotonic())
         elif isinstance(event, Message) and event.text.startswith("held out"):

@@ -231,3 +231,19 @@ def test_vq_config_names_bad_values(bad):
         VQConfig.parse(bad)
     with pytest.raises(ValueError, match="in_channels"):
         IdentityConfig.parse({"in_channels": 0})
+
+
+@pytest.mark.parametrize("config", [KLConfig(**SMALL), VQConfig(**SMALL, codes=8)])
+def test_a_decoder_of_the_same_latents_is_taken_and_no_other(config):
+    torch.manual_seed(0)
+    ours, other = build_first_stage(config), build_first_stage(config)
+    with pytest.raises(ValueError, match="make other latents"):
+        ours.take_decoder(other)
+    other.load_state_dict(ours.state_dict())
+    ours.set_statistics(torch.ones(ours.channels), torch.tensor(2.0))
+    with torch.no_grad():
+        other.decoder.conv_out.weight += 1
+    other.set_statistics(torch.zeros(ours.channels), torch.ones(()))
+    ours.take_decoder(other)
+    assert torch.equal(ours.decoder.conv_out.weight, other.decoder.conv_out.weight)
+    assert float(ours.std) == 2, "statistics are those it has"

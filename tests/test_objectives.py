@@ -327,6 +327,28 @@ def test_equivariance_compares_the_changed_latents_image_with_the_changed_image(
     torch.testing.assert_close(loss, F.l1_loss(stage.decode(change(latent)), expected))
 
 
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_a_decoder_alone_learns_and_nothing_else(kind):
+    found = of_autoencoder(kind, perceptual_weight=1.0, decoder_only=True)
+    assert {part for part, gradient in found.items() if gradient.any()} == {"decoder"}
+
+
+def test_latent_noise_is_between_none_and_so_many_deviations_for_each_image(monkeypatch):
+    """The decoder sees z + share x noise x deviation: measured on what reaches it, for many steps."""
+    objective, batch, shares = first_stage_objective(latent_noise=0.5), images(), []
+    stage = objective.first_stage
+    clean = stage.encode_raw(batch["image"])[:, :2]
+    spread = (clean - clean.mean(dim=(0, 2, 3), keepdim=True)).square().mean().sqrt()
+    monkeypatch.setattr(objective, "noise", lambda purpose, step, batch: torch.ones_like if purpose == "latent noise" else torch.zeros_like)
+    stage.post_quant_conv.register_forward_pre_hook(lambda module, inputs: shares.append((inputs[0] - clean)[:, 0, 0, 0] / spread))
+    for step in range(50):
+        next(objective.losses(batch, step))
+    seen = torch.cat(shares)
+    assert 0 <= seen.min() < 0.05
+    assert 0.45 < seen.max() <= 0.5
+    assert len(seen.unique()) == len(seen)
+
+
 def test_changes_are_drawn_as_often_as_asked_and_keep_sides_multiples():
     drawn = [draw_change(0.25, 0, step) for step in range(400)]
     changes = [change for change in drawn if change is not None]

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from latentworks.checkpoints.native import load_folder, save_folder
-from latentworks.preparation import RunRequest, prepare
+from latentworks.preparation import RunRequest, load_first_stage, prepare
+from latentworks.runs import train_run
 from toys import ae, diffusion_model, first_stage_folder, image_folder, ldm, scenes_folder
 
 
@@ -94,6 +95,7 @@ REFUSED = {
         "conditioners.factor: .* use a first stage whose f divides 3",
     ),
     "from another kind": (ldm, "data", {"from_model": "stage"}, "--from: openmoji-64-ae is a first_stage model, but another kind"),
+    "a decoder for nothing": (lambda: ae("objective.decoder_only=true"), "data", {}, "--from: .*name the first stage it is of"),
     "from another width": (
         lambda: ae("first_stage.channels=32"),
         "data",
@@ -163,6 +165,14 @@ def test_a_first_stage_starts_from_that_of_a_latent_model(data, tmp_path):
     prepared = prepare(RunRequest(ae(), data, tmp_path / "run", from_model=tmp_path / "ldm"))
     assert all(torch.equal(a, b) for a, b in zip(weights(prepared.model).values(), weights(model.first_stage).values(), strict=True))
     assert not prepared.model.normalised, "statistics are of the data"
+
+
+def test_a_decoder_alone_keeps_the_latents_and_their_statistics(data, stage, tmp_path):
+    request = RunRequest(ae("objective.decoder_only=true", "objective.latent_noise=0.5"), data, tmp_path / "run", from_model=stage)
+    list(train_run(request))
+    before, after = load_first_stage(stage), load_first_stage(tmp_path / "run")
+    changed = {key.split(".")[0] for key, value in before.state_dict().items() if not torch.equal(value, after.state_dict()[key])}
+    assert changed == {"decoder", "post_quant_conv"}
 
 
 @pytest.mark.parametrize("kind", ["layout", "segmentation", "low_res", "masked_image"])

@@ -73,7 +73,7 @@ def prepare(request: RunRequest) -> Prepared:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         if isinstance(recipe, FirstStageRecipe):
-            recipe = _fit_first_stage(recipe, source.channels, notes)
+            recipe = _fit_first_stage(recipe, request, source.channels, notes)
             model: Model = build_model(recipe)
             assert isinstance(model, FirstStage)
             _check_side("data.crop_size", recipe.data.out_size, model.factor)
@@ -85,6 +85,10 @@ def prepare(request: RunRequest) -> Prepared:
         objective = build_objective(recipe, model)
     if request.from_model is not None:
         notes += _start_from(model, request.from_model)
+        if isinstance(recipe, FirstStageRecipe) and recipe.objective.decoder_only:  # statistics belong to the latents, which stay
+            assert isinstance(model, FirstStage)
+            known = load_first_stage(request.from_model)
+            model.set_statistics(known.mean, known.std)
     extras = extras_of(recipe.conditioners) if isinstance(recipe, DiffusionRecipe) else Extras()
     images = ImageDataset(source, recipe.data, seed=recipe.train.seed, extras=extras)
     if extras.boxes and (crowded := sum(len(entry.boxes or ()) > extras.boxes for entry in source.entries)):
@@ -121,10 +125,12 @@ def _start_from(model: Model, name: Path | str) -> list[str]:
     return notes
 
 
-def _fit_first_stage(recipe: FirstStageRecipe, channels: int, notes: list[str]) -> FirstStageRecipe:
+def _fit_first_stage(recipe: FirstStageRecipe, request: RunRequest, channels: int, notes: list[str]) -> FirstStageRecipe:
     """The recipe for images of so many channels; the perceptual networks see 1 or 3."""
     if isinstance(recipe.first_stage, IdentityConfig):
         raise ValueError("first_stage.kind: an identity has nothing to train: use kl or vq, or give it to a latent recipe as it is")
+    if recipe.objective.decoder_only and request.from_model is None:
+        raise ValueError("--from: objective.decoder_only keeps an encoder that has learnt already: name the first stage it is of")
     objective = recipe.objective.replace(discriminator=recipe.objective.discriminator.replace(in_channels=channels).model_dump())
     if channels not in (1, 3) and objective.perceptual.kind != "none":
         objective = objective.replace(perceptual={"kind": "none"})

@@ -30,6 +30,7 @@ from latentworks.first_stage.base import FirstStage
 from latentworks.grids import grid, save_sheet
 from latentworks.objectives.base import mean_over_processes
 from latentworks.preparation import Prepared, RunRequest, prepare
+from latentworks.recipe import FirstStageRecipe
 from latentworks.run_folder import Found, append_figures, open_run, read_mark, reserved, write_mark
 from latentworks.train import State, Stepped, make_accelerator, to_device, train
 from latentworks.types import Batch
@@ -244,21 +245,27 @@ class _Run:
         """The model folder of the last averaged weights; first stages get their latent statistics, the best one its own."""
         yield self._evaluate(stepped)
         with stepped.state.averaged():
-            if isinstance(self.prepared.model, FirstStage):
+            first_stage = self._unmeasured()
+            if first_stage is not None:
                 yield Message("computing latent statistics")
-                self._set_statistics(self.prepared.model)
+                self._set_statistics(first_stage)
             self._save_model("model", stepped.step, {})
-        if isinstance(self.prepared.model, FirstStage) and is_model_folder(self.out / "best"):
+        if first_stage is not None and is_model_folder(self.out / "best"):
             best, recipe = load_folder(self.out / "best")
             assert isinstance(best, FirstStage)
-            if weights_digest(best) == weights_digest(self.prepared.model):
-                best.set_statistics(self.prepared.model.mean, self.prepared.model.std)
+            if weights_digest(best) == weights_digest(first_stage):
+                best.set_statistics(first_stage.mean, first_stage.std)
             else:
                 self._set_statistics(best.to(self.accelerator.device))
             save_folder(self.out / "best", best, recipe, (self.out / "best" / "README.md").read_text(encoding="utf-8"))
         write_mark(self.out / "last.json", {"step": stepped.step})
         done = stepped.step >= self.recipe.train.steps
         yield Message(f"model written to {self.out / 'model'}" + ("" if done else "; the same command goes on from here"))
+
+    def _unmeasured(self) -> FirstStage | None:
+        """The first stage whose latents are this run's own, so that their statistics have to be taken."""
+        kept = isinstance(self.recipe, FirstStageRecipe) and self.recipe.objective.decoder_only
+        return self.prepared.model if isinstance(self.prepared.model, FirstStage) and not kept else None
 
     def _set_statistics(self, first_stage: FirstStage) -> None:
         images = ImageDataset(self.prepared.images.source, self.recipe.data.whole(), budget=0)

@@ -14,6 +14,10 @@ from latentworks.types import Batch, RandnLike
 __all__ = ["FirstStage", "Reconstruction"]
 
 
+DECODER = ("decoder.", "post_quant_conv.")
+"""How the names of weights begin that make images of latents."""
+
+
 class Reconstruction(NamedTuple):
     """What the training path of a first stage gives."""
 
@@ -50,6 +54,21 @@ class FirstStage(nn.Module, ABC):
         """Store per-channel means (channels,) and the scalar std; ``0, 1`` says explicitly "none"."""
         self.mean.copy_(mean)
         self.std.copy_(std)
+
+    def freeze_encoder(self) -> None:
+        """Let only what makes images of latents be trained: latents stay what they are."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith(DECODER))
+
+    @torch.no_grad()
+    def take_decoder(self, other: "FirstStage") -> None:
+        """Make images of latents as ``other`` does. Raises: ValueError unless both make the same latents of images."""
+        own, given = self.state_dict(), other.state_dict()
+        latents = [key for key in own if not key.startswith((*DECODER, "mean", "std"))]
+        if own.keys() != given.keys() or not all(torch.equal(own[key], given[key]) for key in latents):
+            raise ValueError("these make other latents: train the decoder from this first stage (--from), with objective.decoder_only=true")
+        for key in own.keys() - set(latents) - {"mean", "std"}:
+            own[key].copy_(given[key])
 
     def normalise(self, z: Tensor) -> Tensor:
         """Unscaled latent -> zero mean, unit variance. Raises: ValueError without statistics."""

@@ -1,6 +1,6 @@
 """The objective of a first stage (Eq. 25 of the paper): reconstruction + perceptual + adversarial + regulariser."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from latentworks.first_stage.vq import VQAutoencoder
 from latentworks.nn.discriminator import DiscriminatorConfig
 from latentworks.nn.perceptual import EfficientNetPerceptualConfig, PerceptualConfig
 from latentworks.objectives.base import Loss, Noise, Objective, Upkeep, keyed_noise, mean_over_processes, rows_of_processes
-from latentworks.objectives.equivariance import draw_change
+from latentworks.objectives.equivariance import Change, draw_change
 from latentworks.random import generator
 from latentworks.types import Batch
 
@@ -33,6 +33,9 @@ class FirstStageObjectiveConfig(Config):
     good value: the share of codes used in it is logged then. ``quantise_from``: a VQ stage is a plain autoencoder for this fraction of the
     run; then its codes are placed on what the encoder has learnt by then, instead of both chasing each other from noise.
     ``equivariance``: the share of steps at which latents are flipped and made smaller, and so are the images they are to give (EQ-VAE).
+    ``latent_noise``: latents are decoded under noise of a standard deviation drawn for each image between 0 and so many of their own: the
+    decoder learns to see past what a diffusion model gets wrong (RAE, arXiv:2510.11690). ``decoder_only``: the rest keeps its weights, so
+    latents stay what they are, and models in them may be given the new decoder (as of Stable Diffusion's later ones).
     """
 
     kind: Literal["first_stage"] = "first_stage"
@@ -51,6 +54,8 @@ class FirstStageObjectiveConfig(Config):
     restart_dead_after: int = Field(0, ge=0)
     quantise_from: float = Field(0.0, ge=0, lt=1)
     equivariance: float = Field(0.0, ge=0, le=1)
+    latent_noise: float = Field(0.0, ge=0)
+    decoder_only: bool = False
 
 
 def adaptive_weight(nll: Tensor, adversarial: Tensor, image: Tensor, last_layer: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,6 +93,8 @@ class FirstStageObjective(Objective):
         self.discriminator = discriminator if config.adversarial_weight > 0 else None
         self.noise = noise or keyed_noise(seed)
         self.modules = {"first_stage": first_stage}
+        if config.decoder_only:
+            first_stage.freeze_encoder()
         if self.discriminator is not None:
             if not 0 <= config.discriminator_start < 1:
                 raise ValueError(
@@ -97,7 +104,7 @@ class FirstStageObjective(Objective):
             self.modules["discriminator"] = self.discriminator
         self.adversarial_from = int(config.discriminator_start * steps)  # rounded down, so that it always starts
         self.restart_until = 0.9 * steps
-        self.quantise_from = round(config.quantise_from * steps)
+        self.quantise_from = 0 if config.decoder_only else round(config.quantise_from * steps)
         self.discriminator_from = round((config.discriminator_start - config.discriminator_warmup) * steps)
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
@@ -107,13 +114,30 @@ class FirstStageObjective(Objective):
         x = image if change is None else change(image, self.first_stage.factor)
         if isinstance(self.first_stage, VQAutoencoder):
             self.first_stage.continuous = step < self.quantise_from
-        reconstruction: Reconstruction = forward(image, self.noise("posterior", step, batch), change)
+        disturb = self._disturb(change, step, batch)
+        reconstruction: Reconstruction = forward(image, self.noise("posterior", step, batch), disturb)
         yield self._autoencoder(x, reconstruction, step)
         if self.discriminator is None or step < self.discriminator_from:
             return
         if self.config.second_forward:  # not under no_grad, where attention takes a kernel that rounds otherwise
-            reconstruction = self.first_stage(image, self.noise("posterior again", step, batch), change)
+            reconstruction = self.first_stage(image, self.noise("posterior again", step, batch), disturb)
         yield self._discriminator(x, reconstruction.image.detach().float())
+
+    def _disturb(self, change: Change | None, step: int, batch: Batch) -> Callable[[Tensor], Tensor] | None:
+        """What is done to latents before they are decoded: the change, then noise."""
+        if not self.config.latent_noise:
+            return None if change is None else lambda z: change(z)
+        shares = [torch.rand(1, 1, 1, generator=generator(self.seed, "latent noise", step, int(index))) for index in batch["index"]]
+        randn_like = self.noise("latent noise", step, batch)
+
+        def disturb(z: Tensor) -> Tensor:
+            z = z if change is None else change(z)
+            with torch.no_grad():
+                spread = (z - z.mean(dim=(0, 2, 3), keepdim=True)).square().mean().sqrt()
+                noise = self.config.latent_noise * torch.stack(shares).to(z) * spread * randn_like(z)
+            return z + noise
+
+        return disturb
 
     def _nll(self, x: Tensor, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The reconstruction term, L1 + perceptual per element, scaled by the (constant) log-variance; and its parts."""
@@ -165,7 +189,12 @@ class FirstStageObjective(Objective):
         Not in the last tenth of the run: what restarts there has no time to find its place.
         """
         every = self.config.restart_dead_after
-        if not isinstance(self.first_stage, VQAutoencoder) or not (every or self.quantise_from) or step + 1 < self.quantise_from:
+        if (
+            self.config.decoder_only
+            or not isinstance(self.first_stage, VQAutoencoder)
+            or not (every or self.quantise_from)
+            or step + 1 < self.quantise_from
+        ):
             return Upkeep()
         quantizer = self.first_stage.quantizer
         if step + 1 == self.quantise_from:  # no code has been used, so all are placed

@@ -16,6 +16,7 @@ __all__ = ["RECIPES", "get_recipe"]
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "openmoji-64-ae": small.openmoji_64_ae,
     "openmoji-64-ae-vq": small.openmoji_64_ae_vq,
+    "openmoji-64-decoder": small.openmoji_64_decoder,
     "openmoji-64": small.openmoji_64,
     "class-64": small.class_64,
     "unconditional-64": small.unconditional_64,

@@ -11,7 +11,16 @@ from latentworks.recipe import ClassifierRecipe, DiffusionRecipe, FirstStageReci
 from latentworks.train import TrainConfig
 from latentworks.unet import UNetConfig
 
-__all__ = ["class_64", "class_64_classifier", "openmoji_64", "openmoji_64_ae", "openmoji_64_ae_vq", "unconditional_64"]
+__all__ = [
+    "class_64",
+    "class_64_classifier",
+    "openmoji_64",
+    "openmoji_64_ae",
+    "openmoji_64_ae_vq",
+    "openmoji_64_decoder",
+    "robust_decoder",
+    "unconditional_64",
+]
 
 _FIRST_STAGE_TRAINING = TrainConfig(
     steps=8000, batch=16, optimiser="adam", lr=2e-3, betas=(0.9, 0.99), warmup=100, decay="cosine", final_lr=0.01, ema=0.999, clip=1.0
@@ -44,6 +53,17 @@ def openmoji_64_ae_vq() -> FirstStageRecipe:
         first_stage=VQConfig(**{**kl.first_stage.model_dump(), "kind": "vq", "codes": 8192}).model_dump(),
         objective=kl.objective.replace(reduction="mean", regulariser_weight=1.0, restart_dead_after=100, quantise_from=0.5).model_dump(),
     )
+
+
+def robust_decoder(name: str, of: FirstStageRecipe, steps: int) -> FirstStageRecipe:
+    """Begun from a stage of that recipe: its decoder goes on alone, on noisy latents, without a discriminator."""
+    objective = of.objective.replace(decoder_only=True, latent_noise=0.5, perceptual_weight=0.5, adversarial_weight=0.0)
+    return of.replace(name=name, objective=objective.model_dump(), train=of.train.replace(steps=steps, lr=1e-3).model_dump())
+
+
+def openmoji_64_decoder() -> FirstStageRecipe:
+    """Another decoder for `openmoji_64_ae`, which sees past what a diffusion model gets wrong; `--from` its run."""
+    return robust_decoder("openmoji-64-decoder", openmoji_64_ae(), 4000)
 
 
 def openmoji_64() -> DiffusionRecipe:

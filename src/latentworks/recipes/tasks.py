@@ -16,7 +16,7 @@ from latentworks.data.transforms import Preprocess
 from latentworks.diffusion.process import ProcessConfig
 from latentworks.noisy_classifier import NoisyClassifierConfig
 from latentworks.recipe import ClassifierRecipe, DiffusionRecipe, FirstStageRecipe, Recipe, SamplingDefaults
-from latentworks.recipes.small import openmoji_64_ae
+from latentworks.recipes.small import openmoji_64_ae, robust_decoder
 from latentworks.train import TrainConfig
 from latentworks.unet import UNetConfig
 
@@ -34,6 +34,11 @@ def _scenes_ae() -> FirstStageRecipe:
     """KL, f = 4, 4 latent channels, on 64 px crops of scenes of 128 px; best begun from `openmoji-64`'s."""
     emoji = openmoji_64_ae()
     return emoji.replace(name="scenes-ae", data=_CROPS.model_dump(), train=emoji.train.replace(steps=4000, batch=8).model_dump())
+
+
+def _scenes_decoder() -> FirstStageRecipe:
+    """Another decoder for `scenes-ae`, which sees past what a diffusion model gets wrong; `--from` its run."""
+    return robust_decoder("scenes-decoder", _scenes_ae(), 4000)
 
 
 def _task(
@@ -79,6 +84,7 @@ _WHOLE_128 = Preprocess(size=128)
 
 TASKS: dict[str, Callable[[], Recipe]] = {
     "scenes-ae": _scenes_ae,
+    "scenes-decoder": _scenes_decoder,
     "scenes-unconditional": _task(
         "scenes-unconditional", "Parts of scenes without a condition, 64 px, to draw larger ones too.", (), _CROPS, variants=2
     ),
