@@ -86,9 +86,10 @@ def test_a_recipe_trains_saves_resumes_and_samples(name, data, tmp_path, monkeyp
     monkeypatch.chdir(data)
     recipe = narrow(RECIPES[name]())
     latent = not isinstance(recipe, FirstStageRecipe)
-    stage = first_stage_of(recipe, tmp_path / "stage") if latent else None
+    begun = not latent and recipe.objective.decoder_only
+    stage = first_stage_of(recipe, tmp_path / "stage") if latent or begun else None
     images = data / ("classes" if "label" in conditions(recipe) or isinstance(recipe, ClassifierRecipe) else "scenes")
-    request = RunRequest(recipe, images, tmp_path / "run", stage)
+    request = RunRequest(recipe, images, tmp_path / "run", stage if latent else None, stage if begun else None)
     for event in train_run(request):
         if isinstance(event, Progress):  # of step 10: it ends here as if it were killed
             break

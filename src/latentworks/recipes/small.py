@@ -63,7 +63,7 @@ def robust_decoder(name: str, of: FirstStageRecipe, steps: int) -> FirstStageRec
 
 def openmoji_64_decoder() -> FirstStageRecipe:
     """Another decoder for `openmoji_64_ae`, which sees past what a diffusion model gets wrong; `--from` its run."""
-    return robust_decoder("openmoji-64-decoder", openmoji_64_ae(), 4000)
+    return robust_decoder("openmoji-64-decoder", openmoji_64_ae(), 3000)
 
 
 def openmoji_64() -> DiffusionRecipe:
