@@ -125,8 +125,8 @@ class Measure:
 
     def __call__(self, made: Pictures) -> Figures:
         pairs = [(to_tensor(made[i : i + BATCH]), to_tensor(self.real[i : i + BATCH])) for i in range(0, len(made), BATCH)]
-        near, alike = (float(torch.cat([measure(*pair) for pair in pairs]).mean()) for measure in (psnr, ssim))
-        return Figures(self.distance(made), near, alike)
+        near, alike = (torch.cat([measure(*pair) for pair in pairs]) for measure in (psnr, ssim))
+        return Figures(self.distance(made), float(near.clamp(max=100).mean()), float(alike.mean()))  # equal ones would be infinite
 
     def distance(self, made: Pictures) -> float:
         """The Fréchet distance alone."""
