@@ -14,7 +14,7 @@ from typing import Any
 
 from record import save, table
 
-from latentworks.recipe import FirstStageRecipe, Recipe
+from latentworks.recipe import ClassifierRecipe, FirstStageRecipe, Recipe
 from latentworks.recipes import get_recipe
 from latentworks.recipes.tasks import TASKS
 from latentworks.runs import Message, Progress, RunRequest, train_run
@@ -31,10 +31,13 @@ def begun(name: str) -> Recipe:
     return get_recipe(name, settings)
 
 
-def measure(name: str, data: Path, first_stage: Path, folder: Path) -> dict[str, Any]:
+def measure(name: str, data: Path, models: Path, folder: Path) -> dict[str, Any]:
     """Seconds of a recipe's parts, and minutes of the whole."""
     recipe, whole = begun(name), get_recipe(name)
-    given = {"from_model" if isinstance(recipe, FirstStageRecipe) else "first_stage": first_stage}
+    if isinstance(recipe, FirstStageRecipe):
+        given = {"from_model": models / "scenes-ae"}
+    else:
+        given = {"first_stage": models / ("scenes-class" if isinstance(recipe, ClassifierRecipe) else "scenes-ae")}
     began, seen = time.monotonic(), list[float]()
     for event in train_run(RunRequest(recipe, data, folder / name, **given)):
         if isinstance(event, Progress):
@@ -55,11 +58,11 @@ def measure(name: str, data: Path, first_stage: Path, folder: Path) -> dict[str,
     }
 
 
-def rows(names: Sequence[str], folders: dict[str, Path], first_stage: Path) -> Iterator[dict[str, Any]]:
+def rows(names: Sequence[str], folders: dict[str, Path], models: Path) -> Iterator[dict[str, Any]]:
     """A row a recipe; those on the same images share their latents, so that the later ones are prepared sooner."""
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            row = measure(name, folders.get(name, folders["scenes"]), first_stage, Path(folder))
+            row = measure(name, folders.get(name, folders["scenes"]), models, Path(folder))
             print(f"{name}: {row['minutes']} minutes", flush=True)
             yield row
 
@@ -69,10 +72,10 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="default: all of the tasks", default=list(TASKS))
     parser.add_argument("--data", type=Path, required=True, help="a folder of scenes of 48 categories")
     parser.add_argument("--single", type=Path, required=True, help="one of single objects, for the classes")
-    parser.add_argument("--first-stage", type=Path, default=Path("models/scenes-ae"), help="default: models/scenes-ae")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="where scenes-ae and scenes-class are (default: models)")
     options = parser.parse_args()
     single = dict.fromkeys(("scenes-class", "scenes-class-vector", "scenes-classifier"), options.single)
-    found = list(rows(options.recipes, {"scenes": options.data, **single}, options.first_stage))
+    found = list(rows(options.recipes, {"scenes": options.data, **single}, options.models))
     columns = list(found[0])
     print(table(columns, [[str(row[column]) for column in columns] for row in found]))
     slow = [row["recipe"] for row in found if row["minutes"] > CLAIM]

@@ -198,6 +198,7 @@ def test_conditions_of_a_loaded_model_can_be_given_directly(tmp_path):
     [
         ("kind: layout, classes: 2, painted: 2", "boxes that are painted"),
         ("kind: text, neighbours: 1", "tokens that are mixed with their neighbours"),
+        ("kind: text, vector: 64", "a vector of the prompt beside its tokens"),
     ],
 )
 def test_what_the_authors_do_not_have_has_no_place_in_their_files(tmp_path, more, what):

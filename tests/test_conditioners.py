@@ -159,6 +159,15 @@ def test_text_drop_is_the_empty_prompt_for_strings_and_tokens_alike():
         assert conditioner.drop(batch, mask(0, 0)) is batch
 
 
+def test_a_prompts_vector_is_of_its_words_alone_and_of_none_for_the_empty_prompt():
+    conditioner = TextConditioner(TEXT.replace(vector=32), train_tokenizer(CAPTIONS, 290))
+    assert conditioner.gives == Gives(context=16, vector=32)
+    given = conditioner({"text": ["a cat", ""]}, no_encode)
+    words = int((conditioner.tokenize(["a cat"]) != 0).sum())
+    torch.testing.assert_close(given.vector[0], conditioner.summary(given.context[0, :words].mean(dim=0)))
+    torch.testing.assert_close(given.vector[1], conditioner.summary.bias)
+
+
 def test_text_is_rebuilt_from_its_assets():
     conditioner = TextConditioner(TEXT, train_tokenizer(CAPTIONS, 290))
     again = build_conditioner(TEXT, conditioner.assets())

@@ -42,9 +42,9 @@ def model(conditioners=(), first=None, known=True, **unet):
     return LatentDiffusion(first_stage, network, Process(ProcessConfig()), conditioners)
 
 
-def text(length, vq=True):
+def text(length, **more):
     sizes = {"width": 8, "layers": 1, "heads": 1, "head_channels": 8, "length": length, "vocabulary": 300}
-    return TextConditioner(TextConfig(**sizes), train_tokenizer(["a"], 300))
+    return TextConditioner(TextConfig(**sizes | more), train_tokenizer(["a"], 300))
 
 
 CONTEXT = {"width": 8, "layers": 1, "heads": 1, "head_channels": 8}
@@ -53,6 +53,8 @@ REFUSED = {
     "segmentation": (lambda: model([SegmentationConditioner(SegmentationConfig(classes=4))]), "for a latent model with segmentation"),
     "class": (lambda: model([LabelConditioner(LabelConfig(classes=4, width=8))]), "no pipeline for a latent model with label"),
     "length": (lambda: model([text(20)]), "no pipeline for prompts of 20 tokens and a VQ first stage"),
+    "neighbours": (lambda: model([text(77, neighbours=1)]), "no place for tokens that are mixed with their neighbours"),
+    "vector": (lambda: model([text(77, vector=64)]), "no place for a vector of the prompt beside its tokens"),
     "small image": (lambda: model([LowResConditioner(LowResConfig(channels=1))]), "as many channels as latents, not 1 channels"),
     "statistics": (lambda: model(known=False), "latent statistics are not known"),
     "linear": (lambda: build_first_stage(KLConfig(**FIRST, mid_attention="linear")), "diffusers has no first stage with linear"),

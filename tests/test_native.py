@@ -45,7 +45,7 @@ def test_a_model_folder_comes_back_as_it_was(folder):
     [
         "{kind: layout, classes: 3, width: 16, layers: 1, length: 8, vocabulary: 99, names: [a, b, c], attributes: [group]}",
         "{kind: layout, classes: 3, width: 16, layers: 1, length: 8, vocabulary: 99, painted: 2}",
-        "{kind: text, width: 16, layers: 1, length: 8, vocabulary: 300, neighbours: 2}",
+        "{kind: text, width: 16, layers: 1, length: 8, vocabulary: 300, neighbours: 2, vector: 64}",
         "{kind: segmentation, classes: 3}",
         "{kind: low_res}",
         "{kind: masked_image, channels: 2, convention: sd}",

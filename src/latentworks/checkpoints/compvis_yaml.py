@@ -187,8 +187,8 @@ def _context(conditioner: Conditioner) -> tuple[dict[str, Any], list[str]]:
             return _stage("class_label", f"{_ENCODERS}.ClassEmbedder", params), notes
         case LayoutConditioner() if conditioner.config.painted:
             _refuse("boxes that are painted, beside their tokens")
-        case TextConditioner() if conditioner.config.neighbours:
-            _refuse("tokens that are mixed with their neighbours")
+        case TextConditioner() if conditioner.config.extension:
+            _refuse(conditioner.config.extension)
         case TextConditioner(config=text) | LayoutConditioner(config=text):
             params = {"n_embed": text.width, "n_layer": text.layers, "vocab_size": text.vocabulary, "max_seq_len": text.length}
             ours = {"heads": text.heads, "dim_head": text.head_channels}

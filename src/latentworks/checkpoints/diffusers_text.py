@@ -54,8 +54,13 @@ def joint_conditioner(
 
 
 def joint_part(conditioner: TextConditioner) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and weights of an LDMBertModel. Its ``to_logits``, which takes no part in anything, is zero."""
+    """Settings and weights of an LDMBertModel. Its ``to_logits``, which takes no part in anything, is zero.
+
+    Raises: ValueError for what it has no place for.
+    """
     config = conditioner.config
+    if config.extension:
+        raise ValueError(f"conditioners: an LDMBertModel has no place for {config.extension}: keep the model folder")
     settings = {
         "architectures": ["LDMBertModel"],
         "model_type": "ldmbert",

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Int
 from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentworks.conditioners.base import Conditioner, Encode
 from latentworks.config import Config
@@ -23,6 +23,7 @@ class TextConfig(Config):
     """``width`` of the context, ``length`` in tokens that every prompt is cut or padded to, ``vocabulary`` entries (pad has id 0).
 
     ``neighbours``: with how many tokens to either side each is mixed first (`latentworks.nn.transformer.Neighbours`), or 0.
+    ``vector``: width of a vector of the whole prompt, added to the time embedding and then as wide as that, or 0: tokens alone.
     """
 
     kind: Literal["text"] = "text"
@@ -33,7 +34,15 @@ class TextConfig(Config):
     length: int = Field(default=77, ge=1)
     vocabulary: int = Field(default=30522, ge=1)
     neighbours: int = Field(default=0, ge=0)
+    vector: int = Field(default=0, ge=0)
     dropout: float = Field(default=0.0, ge=0, le=1)
+
+    @property
+    def extension(self) -> str:
+        """What the authors' encoder has no place for, in words; "" if it is theirs."""
+        if self.neighbours:
+            return "tokens that are mixed with their neighbours"
+        return "a vector of the prompt beside its tokens" if self.vector else ""
 
 
 class TextConditioner(Conditioner):
@@ -48,13 +57,14 @@ class TextConditioner(Conditioner):
         super().__init__()
         self.config = config
         self.dropout = config.dropout
-        self.gives = Gives(context=config.width)
+        self.gives = Gives(context=config.width, vector=config.vector)
         if tokenizer is not None and tokenizer.get_vocab_size() > config.vocabulary:
             entries = tokenizer.get_vocab_size()
             raise ValueError(f"vocabulary: {config.vocabulary} is less than the tokenizer's {entries} entries: set it to {entries} or more")
         self.tokenizer = None if tokenizer is None else fix_length(tokenizer, config.length)
         sizes = config.model_dump(include=set(TextTransformerConfig.model_fields))
         self.transformer = TextTransformer(TextTransformerConfig(**sizes))
+        self.summary = nn.Linear(config.width, config.vector) if config.vector else None
 
     def tokenize(self, text: list[str]) -> Int[Tensor, "b l"]:
         """Token ids, all of ``config.length``. Raises: ValueError without a tokenizer."""
@@ -63,11 +73,19 @@ class TextConditioner(Conditioner):
         return torch.tensor([encoding.ids for encoding in self.tokenizer.encode_batch(text)], dtype=torch.long)
 
     def forward(self, batch: Batch, encode: Encode) -> Cond:
-        """Context ``b length width``. Raises: ValueError when there is neither text nor tokens, or a token is not in the vocabulary."""
+        """Context ``b length width`` and, if configured, a vector: a linear layer of its mean, padding (id 0) left out.
+
+        Raises: ValueError when there is neither text nor tokens, or a token is not in the vocabulary.
+        """
         if "tokens" not in batch and "text" not in batch:
             raise ValueError('text: this model is conditioned on prompts; give batch["text"], a list of strings')
         tokens = batch["tokens"] if "tokens" in batch else self.tokenize(batch["text"])
-        return Cond(context=self.transformer(tokens.to(self.transformer.tokens.weight.device)))
+        tokens = tokens.to(self.transformer.tokens.weight.device)
+        context: Tensor = self.transformer(tokens)
+        if self.summary is None:
+            return Cond(context=context)
+        words = (tokens != 0).to(context)[:, :, None]
+        return Cond(context=context, vector=self.summary((context * words).sum(dim=1) / words.sum(dim=1).clamp(min=1)))
 
     def drop(self, batch: Batch, where: Bool[Tensor, " b"]) -> Batch:
         """The prompt "" where true: its tokens, or all zeros without a tokenizer."""
