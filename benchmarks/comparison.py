@@ -35,7 +35,8 @@ from latentworks.request import SampleRequest
 from latentworks.runs import Progress, RunRequest, train_run
 
 SEED, GUIDANCE, STEPS = 0, 3.0, 20
-TEXT = "conditioners=[{{kind: text, width: 256, layers: {}, heads: 4, length: 24, vocabulary: 2048, neighbours: {}, dropout: 0.1}}]"
+SIZES = "width: 256, heads: 4, length: 24, vocabulary: 2048, dropout: 0.1"
+TEXT = f"conditioners=[{{{{kind: text, {SIZES}, layers: {{}}, neighbours: {{}}, vector: {{}}}}}}]"
 F8 = ("unet.channels=128", "unet.multipliers=[1,2]", "unet.attention=[2]")
 """A net for latents of 8 x 8, about as fast as the recipe's is on 16 x 16."""
 
@@ -50,8 +51,9 @@ class Variant(NamedTuple):
 
 VARIANTS = {
     "base": Variant(),
-    "text, 2 layers": Variant((TEXT.format(2, 0),)),
-    "text, 2 layers and neighbours": Variant((TEXT.format(2, 2),)),
+    "text, 2 layers": Variant((TEXT.format(2, 0, 0),)),
+    "text, 2 layers and neighbours": Variant((TEXT.format(2, 2, 0),)),
+    "text, 2 layers, neighbours and vector": Variant((TEXT.format(2, 2, 256),)),
     "eps": Variant(("process.prediction=eps",)),
     "x0": Variant(("process.prediction=x0",)),
     "min-SNR 5": Variant(("objective.min_snr=5",)),
