@@ -60,6 +60,7 @@ VARIANTS = {
     "zero terminal SNR": Variant(("process.zero_terminal_snr=true",)),
     "narrow, 48 channels": Variant(("unet.channels=48", "unet.head_channels=24")),
     "wide, 96 channels": Variant(("unet.channels=96",)),
+    "Muon": Variant(("train.optimiser=muon",)),
     "flips": Variant(("data.flip=true", "variants=2")),
     "KL, f = 4, 4 channels": Variant((), ()),
     "KL, f = 4, 8 channels": Variant((), ("first_stage.latent_channels=8",)),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from latentworks.config import Config
 from latentworks.objectives.base import Objective
+from latentworks.optimisers import Muon
 from latentworks.random import seed_of
 from latentworks.types import Batch
 
@@ -28,7 +29,7 @@ class TrainConfig(Config):
     steps: int = Field(10_000, ge=1)
     batch: int = Field(32, ge=1)
     accumulate: int = Field(1, ge=1)
-    optimiser: Literal["adamw", "adam"] = "adamw"
+    optimiser: Literal["adamw", "adam", "muon"] = "adamw"
     lr: float = Field(1e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.01, ge=0)
@@ -161,15 +162,17 @@ def make_accelerator(config: TrainConfig, tensorboard: Path | None = None) -> Ac
 
     ``tensorboard``: the folder it logs to, if any.
     """
-    if config.precision == "auto":
-        bf16 = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
-    else:
-        bf16 = config.precision == "bf16"
     tracking = {"log_with": "tensorboard", "project_dir": str(tensorboard)} if tensorboard else {}
     AcceleratorState._reset_state()  # it is one for the whole program, and would hold a second run to the first one's precision
     # buffers are counts that each process keeps for itself; broadcasting them would undo the others' counting
     processes = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[processes], **tracking)
+    return Accelerator(mixed_precision="bf16" if _bf16(config) else "no", kwargs_handlers=[processes], **tracking)
+
+
+def _bf16(config: TrainConfig) -> bool:
+    if config.precision == "auto":
+        return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+    return config.precision == "bf16"
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -186,6 +189,9 @@ def _optimiser(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     kernel = {"foreach": True} if config.precision == "float32" else {"fused": True}
     if config.optimiser == "adam":
         return torch.optim.Adam(trained, lr=config.lr, betas=config.betas, **kernel)
+    if config.optimiser == "muon":
+        dtype = torch.bfloat16 if _bf16(config) else torch.float32
+        return Muon(module, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, dtype=dtype, **kernel)
     return torch.optim.AdamW(trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, **kernel)
 
 
