@@ -21,7 +21,7 @@ from record import save, table
 
 from latentworks.conditioners import build_conditioner, train_tokenizer
 from latentworks.costs.time import Constant
-from latentworks.engine import Engine
+from latentworks.engine import Engine, keep_memory
 from latentworks.first_stage import FirstStage, build_first_stage
 from latentworks.model import LatentDiffusion
 from latentworks.objectives.base import Objective
@@ -101,8 +101,10 @@ def sample(precision: Precision, n: int) -> Work:
     return lambda: [event for event in pipe.draw(request) if isinstance(event, Drawn)]
 
 
-def encode_decode(precision: Precision, n: int) -> Work:
-    first_stage, images, engine = new_first_stage().eval(), random_images(n, latent_recipe().data.out_size), Engine(precision=precision)
+def encode_decode(precision: Precision, n: int, side: int = 64, kept: bool = True) -> Work:
+    first_stage, images, engine = new_first_stage().eval(), random_images(n, side), Engine(precision=precision)
+    if kept:
+        keep_memory(engine.resolve())
 
     @torch.no_grad()
     def there_and_back() -> object:
@@ -122,6 +124,8 @@ TASKS = (
     Task("sample openmoji-64", 16, partial(sample, n=16)),
     Task("encode and decode, 64 px", 1, partial(encode_decode, n=1)),
     Task("encode and decode, 64 px", 16, partial(encode_decode, n=16)),
+    Task("encode and decode, 512 px", 1, partial(encode_decode, n=1, side=512)),
+    Task("encode and decode, 512 px, memory given back each time", 1, partial(encode_decode, n=1, side=512, kept=False)),
 )
 
 

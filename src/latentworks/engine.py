@@ -1,5 +1,7 @@
 """The speed policy in one place: device, precision and threads, chosen automatically, printed by `lw doctor`, overridable."""
 
+import ctypes
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -7,7 +9,9 @@ import torch
 
 from latentworks.config import Config
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "keep_memory"]
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
 
 
 class Engine(Config):
@@ -45,3 +49,14 @@ class Engine(Config):
             "sampling precision": self.precision,
             "training precision": "bf16 autocast (supported in hardware)" if bf16 else "float32 (no bf16 in hardware)",
         }
+
+
+def keep_memory(device: torch.device) -> None:
+    """On a CPU: let the process keep the memory that tensors give back, from now on; where the C library is not glibc, nothing changes.
+
+    Otherwise each tensor over 32 MB is mapped anew, and clearing its pages takes as long as the layer that fills it: encoding and decoding
+    512 x 512 pixels then takes twice the time (`benchmarks/memory.py`).
+    """
+    if device.type == "cpu" and sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, -1)

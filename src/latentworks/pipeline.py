@@ -19,7 +19,7 @@ from latentworks.data.transforms import from_tensor
 from latentworks.denoiser import denoiser
 from latentworks.diffusion.guidance import descend, known_pixels
 from latentworks.diffusion.samplers import SAMPLERS, repaint
-from latentworks.engine import Engine
+from latentworks.engine import Engine, keep_memory
 from latentworks.first_stage.autoencoder import Run, whole
 from latentworks.model import LatentDiffusion
 from latentworks.random import randn_like_per_image
@@ -49,6 +49,7 @@ class Pipeline:
         self.model, self.defaults, self.size, self.depth = model, defaults, size, np.dtype(depth)
         self.engine = engine or Engine()
         self.device = self.engine.resolve()
+        keep_memory(self.device)
         self.model.to(self.device).eval()
 
     def __call__(self, prompt: str | Sequence[str] | None = None, **settings: Any) -> list[Image.Image]:

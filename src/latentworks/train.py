@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentworks.config import Config
+from latentworks.engine import keep_memory
 from latentworks.objectives.base import Objective
 from latentworks.optimisers import Muon
 from latentworks.random import seed_of
@@ -166,7 +167,9 @@ def make_accelerator(config: TrainConfig, tensorboard: Path | None = None) -> Ac
     AcceleratorState._reset_state()  # it is one for the whole program, and would hold a second run to the first one's precision
     # buffers are counts that each process keeps for itself; broadcasting them would undo the others' counting
     processes = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision="bf16" if _bf16(config) else "no", kwargs_handlers=[processes], **tracking)
+    accelerator = Accelerator(mixed_precision="bf16" if _bf16(config) else "no", kwargs_handlers=[processes], **tracking)
+    keep_memory(accelerator.device)
+    return accelerator
 
 
 def _bf16(config: TrainConfig) -> bool:

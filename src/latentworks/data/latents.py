@@ -16,6 +16,7 @@ from latentworks.data.progress import Progress
 from latentworks.data.rows import Rows, open_rows, write_rows
 from latentworks.data.text_features import TextFeatures
 from latentworks.data.transforms import PLAIN, Variant
+from latentworks.engine import keep_memory
 from latentworks.first_stage.base import FirstStage
 from latentworks.random import generator
 from latentworks.staging import staged
@@ -117,6 +118,7 @@ class LatentDataset:
         self._raw = self._raw if self._raw is not None else self._open()  # another process may have filled it
         if self._raw is not None:
             return
+        keep_memory(self.first_stage.mean.device)
         total = len(self) * self.variants
         with staged(self.folder, replace=True) as path:
             for done in write_rows(path / "raw.npy", total, self._chunks()):

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentworks.data.transforms import from_tensor
+from latentworks.engine import keep_memory
 from latentworks.first_stage import FirstStage, VQAutoencoder
 from latentworks.metrics.distances import frechet_distance
 from latentworks.metrics.features import FeatureNetwork, collect, extract
@@ -33,6 +34,7 @@ def reconstruct(
 ) -> Generator[Progress, None, Reconstructed]:
     """One pass over the images, never all in memory. A reconstruction is that of the posterior's mode, clamped to [-1, 1]."""
     first_stage.eval()
+    keep_memory(first_stage.mean.device)
     losses: list[dict[str, Tensor]] = []
     features: tuple[list[Float[np.ndarray, "b d"]], list[Float[np.ndarray, "b d"]]] = [], []
     codes = torch.zeros(first_stage.config.codes if isinstance(first_stage, VQAutoencoder) else 0, dtype=torch.long)
