@@ -15,11 +15,12 @@ def model_card(recipe: Recipe, step: int, held_out: dict[str, float], data: Path
         kind = "text-to-image"
     front = ["---", "library_name: latentworks"] + ([f"pipeline_tag: {kind}"] if isinstance(recipe, DiffusionRecipe) else []) + ["---"]
     train, size = recipe.train, recipe.data.out_size
+    optimiser = {"adam": "Adam", "adamw": "AdamW", "muon": "Muon"}[train.optimiser] + f" at learning rate {train.lr}"
     what = f"A {NOUNS[recipe.kind]} trained with Latentworks."
     lines = [
         *front, "", f"# {recipe.name}", "", what, "",
         f"- {recipe.data.size} px, {recipe.data.channels} channels, trained on {size} x {size}",
-        f"- {step} of {train.steps} steps of {train.batch * train.accumulate} images, learning rate {train.lr}, EMA {train.ema}",
+        f"- {step} of {train.steps} steps of {train.batch * train.accumulate} images, {optimiser}, EMA {train.ema}",
         "- the complete settings are in `recipe.json`",
     ]  # fmt: skip
     if held_out:
