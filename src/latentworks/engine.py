@@ -9,7 +9,7 @@ import torch
 
 from latentworks.config import Config
 
-__all__ = ["Engine", "keep_memory"]
+__all__ = ["Engine", "bf16_in_hardware", "keep_memory"]
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
 
@@ -41,21 +41,25 @@ class Engine(Config):
 
     def describe(self) -> dict[str, str]:
         """What was chosen and why, for people."""
-        bf16 = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
         return {
             "torch": torch.__version__,
             "device": str(self.resolve()),
             "threads": str(torch.get_num_threads()),
             "sampling precision": self.precision,
-            "training precision": "bf16 autocast (supported in hardware)" if bf16 else "float32 (no bf16 in hardware)",
+            "training precision": "bf16 autocast (supported in hardware)" if bf16_in_hardware() else "float32 (no bf16 in hardware)",
         }
+
+
+def bf16_in_hardware() -> bool:
+    """Whether bf16 is fast here: on the GPU if there is one, else on the processor."""
+    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
 
 
 def keep_memory(device: torch.device) -> None:
     """On a CPU: let the process keep the memory that tensors give back, from now on; where the C library is not glibc, nothing changes.
 
-    Otherwise each tensor over 32 MB is mapped anew, and clearing its pages takes as long as the layer that fills it: encoding and decoding
-    512 x 512 pixels then takes twice the time (`benchmarks/memory.py`).
+    Otherwise each tensor over 32 MB is mapped anew, and clearing its pages takes about as long as the layer that fills it, as in encoding
+    and decoding 512 x 512 pixels (`benchmarks/memory.py`).
     """
     if device.type == "cpu" and sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_MMAP_MAX, 0)

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentworks.config import Config
-from latentworks.engine import keep_memory
+from latentworks.engine import bf16_in_hardware, keep_memory
 from latentworks.objectives.base import Objective
 from latentworks.optimisers import Muon
 from latentworks.random import seed_of
@@ -173,9 +173,7 @@ def make_accelerator(config: TrainConfig, tensorboard: Path | None = None) -> Ac
 
 
 def _bf16(config: TrainConfig) -> bool:
-    if config.precision == "auto":
-        return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
-    return config.precision == "bf16"
+    return bf16_in_hardware() if config.precision == "auto" else config.precision == "bf16"
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

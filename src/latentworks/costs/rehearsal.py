@@ -122,8 +122,8 @@ def _condition(conditioner: nn.Module, n: int, latent: tuple[int, int, int]) -> 
             x = transformer.tokens(torch.zeros(n, length, dtype=torch.long)) + transformer.positions.weight[:length]
             for layer in transformer.layers:
                 x = layer(x)
-            summary = getattr(conditioner, "summary", None)
-            return Cond(context=transformer.norm(x), vector=None if summary is None else summary(transformer.norm(x).mean(dim=1)))
+            x, summary = transformer.norm(x), getattr(conditioner, "summary", None)
+            return Cond(context=x, vector=None if summary is None else summary(x.mean(dim=1)))
         case FrozenTextConditioner():  # its encoder's outputs are cached
             width = int(conditioner.encoder.config.hidden_size)  # type: ignore[arg-type, union-attr]
             return Cond(context=conditioner.projection(torch.zeros(n, conditioner.config.length, width)))
