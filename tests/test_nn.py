@@ -7,6 +7,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latentworks.nn.attention import Attention, AttentionBlock, AttnBlock, LinearAttnBlock, SpatialTransformer, attend
 from latentworks.nn.blocks import Downsample, ResBlock, ResnetBlock, Upsample, group_norm
@@ -89,6 +90,14 @@ def test_attend_equals_the_formula_on_both_kernels(needs_grad, pixels):
         q, k, v = (x.mT.contiguous().mT for x in (q, k, v))
     expected = torch.einsum("bhlm,bhmd->bhld", (torch.einsum("bhld,bhmd->bhlm", q, k) * 0.3).softmax(-1), v)
     torch.testing.assert_close(attend(q.requires_grad_(needs_grad), k, v, 0.3), expected)
+
+
+def test_pixels_are_drawn_by_the_fused_kernel():
+    q, k, v = (torch.randn(2, 3, 4, 7).mT for _ in range(3))
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), pytest.raises(RuntimeError):  # memory as large as the scores, and slow
+        F.scaled_dot_product_attention(q, k, v)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        attend(q, k, v, 0.5)
 
 
 def test_attend_gives_the_same_gradients_on_both_kernels(monkeypatch):

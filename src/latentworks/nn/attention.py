@@ -23,6 +23,7 @@ def attend(q: Float[Tensor, "b h l d"], k: Float[Tensor, "b h m d"], v: Float[Te
     """
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if not needs_grad or q.device.type != "cpu" or q.shape[-2] * k.shape[-2] > EXPLICIT_SCORES:
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))  # pixels, channels first: the kernel refuses them
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     b, h = q.shape[:2]
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (b h) l d
