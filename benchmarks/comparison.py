@@ -28,6 +28,7 @@ from latentworks.metrics.evaluate import evaluate_first_stage
 from latentworks.metrics.features import Lite0Features, collect, extract
 from latentworks.metrics.measurement import Evaluation
 from latentworks.metrics.reference import reference_images
+from latentworks.pipeline import Pipeline
 from latentworks.preparation import load_first_stage
 from latentworks.recipe import Recipe
 from latentworks.recipes import get_recipe
@@ -109,10 +110,8 @@ class Judge:
         pictures = (np.asarray(Image.open(data / row["file_name"]).convert("RGB")) for row in rows)
         self.real = collect(extract(self.gallery.network, pictures))
 
-    def figures(self, run: Path) -> dict[str, float]:
-        """Of a trained variant."""
-        pipe = pipeline(str(run), precision="bf16")
-        request = SampleRequest(guidance=GUIDANCE, sampler=pipe.defaults.sampler, steps=STEPS, seed=SEED, batch=32)
+    def figures(self, pipe: Pipeline, request: SampleRequest) -> dict[str, float]:
+        """Of a model that draws as requested."""
         began = time.perf_counter()
         images = drawn(pipe, self.asked, request)
         speed = len(images) / (time.perf_counter() - began)
@@ -130,8 +129,10 @@ def measured(names: Sequence[str], options: argparse.Namespace) -> Iterator[dict
         stage, stage_figures = stage_of(name, variant, options)
         recipe = get_recipe("openmoji-64", ["train.steps=1000000", "train.decay=constant", *variant.settings])
         run = trained(recipe, options, options.runs / folder_of(name), 60 * options.minutes, stage)
+        pipe = pipeline(str(run / "model"), precision="bf16")
+        request = SampleRequest(guidance=GUIDANCE, sampler=pipe.defaults.sampler, steps=STEPS, seed=SEED, batch=32)
         steps = json.loads((run / "last.json").read_text())["step"]
-        yield {"variant": name, "steps": steps, **judge.figures(run / "model"), **stage_figures}
+        yield {"variant": name, "steps": steps, **judge.figures(pipe, request), **stage_figures}
 
 
 def main() -> None:
