@@ -112,7 +112,7 @@ TASKS: dict[str, Callable[[], Recipe]] = {
         _CROPS,
         variants=2,
         guidance=2.0,
-        training=_TRAINING.replace(steps=6000),
+        training=_MUON.replace(steps=7500),
     ),
     "scenes-layout": _task(
         "scenes-layout", "Boxes to image, 128 px.", (_LAYOUT,), _WHOLE_128, guidance=3.0, training=_TRAINING.replace(steps=2800)
@@ -148,7 +148,7 @@ TASKS: dict[str, Callable[[], Recipe]] = {
         (MaskedImageConfig(),),
         _CROPS,
         variants=2,
-        training=_MUON.replace(steps=3500),
+        training=_MUON.replace(steps=5500),
         sampler="ddpm",  # its noise mends what a small net gets wrong in the hole
     ),
     "scenes-text-sr": _task(
