@@ -2,8 +2,8 @@
 
 For every setting the same captions of training emoji are drawn from the same noise and measured as in `comparison.py`: the distance to all
 captioned training images, how often the emoji named is nearest or among the five nearest, pictures a second. Settings that an earlier call
-measured, of the same weights and captions, stay in the result. The curves: results/sweep-steps.svg and results/sweep-guidance.svg; `lw report
-RUN --sweep benchmarks/results/sweep.json` shows them beside the run.
+measured, of the same weights and captions, stay in the result. The curves go to results/sweep-steps.svg and results/sweep-guidance.svg; `lw
+report RUN --sweep benchmarks/results/sweep.json` shows them beside the run.
 
     python benchmarks/sweep.py openmoji-64 --data openmoji -n 250
 """

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+from latentworks.card import hub_task
 from latentworks.checkpoints.native import load_folder, load_newest_state, save_folder, save_state
 from latentworks.data.scenes import write_scenes
 from latentworks.first_stage import IdentityConfig, build_first_stage
@@ -158,3 +159,18 @@ def test_a_condition_that_comes_from_elsewhere_is_refused_before_anything_is_wri
     with pytest.raises(ValueError, match=r"conditioners\.0\.kind: \w+ cannot be trained from a folder"):
         next(train_run(request))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    {
+        "scenes-unconditional": "unconditional-image-generation",
+        "scenes-text-sr": "text-to-image",
+        "scenes-layout-map": "image-to-image",
+        "scenes-class": None,
+        "scenes-ae": None,
+        "scenes-classifier": None,
+    }.items(),
+)
+def test_the_card_names_the_hubs_task(name, task):
+    assert hub_task(RECIPES[name]()) == task
