@@ -6,13 +6,14 @@ part of its steps only; the layout's on scenes of 48 categories, as 24 cost the 
 """
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from record import save, table
+from record import RESULTS, save, table
 
 from latentworks.recipe import ClassifierRecipe, FirstStageRecipe, Recipe
 from latentworks.recipes import get_recipe
@@ -75,7 +76,10 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("models"), help="where scenes-ae and scenes-class are (default: models)")
     options = parser.parse_args()
     single = dict.fromkeys(("scenes-class", "scenes-class-vector", "scenes-classifier"), options.single)
-    found = list(rows(options.recipes, {"scenes": options.data, **single}, options.models))
+    path = RESULTS / "recipe_time.json"
+    earlier = {row["recipe"]: row for row in json.loads(path.read_text())["rows"]} if path.is_file() else {}
+    timed = {row["recipe"]: row for row in rows(options.recipes, {"scenes": options.data, **single}, options.models)}
+    found = [row for _, row in sorted((earlier | timed).items(), key=lambda pair: list(TASKS).index(pair[0]))]
     columns = list(found[0])
     print(table(columns, [[str(row[column]) for column in columns] for row in found]))
     slow = [row["recipe"] for row in found if row["minutes"] > CLAIM]
