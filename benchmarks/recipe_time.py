@@ -2,7 +2,8 @@
 
 A recipe's minutes are those of encoding its images into the latent cache, of its steps at the speed of the first ones, and of held-out
 figures and pictures as often as it asks for them. The first stage's are measured with its discriminator at work, which it is for the last
-part of its steps only; the layout's on scenes of 48 categories, as 24 cost the same. Let nothing else run meanwhile.
+part of its steps only; the layout's on scenes of 48 categories, as 24 cost the same. Recipes that are not named keep
+the row of an earlier call, if it is of as many steps. Let nothing else run meanwhile.
 """
 
 import argparse
@@ -77,7 +78,8 @@ def main() -> None:
     options = parser.parse_args()
     single = dict.fromkeys(("scenes-class", "scenes-class-vector", "scenes-classifier"), options.single)
     path = RESULTS / "recipe_time.json"
-    earlier = {row["recipe"]: row for row in json.loads(path.read_text())["rows"]} if path.is_file() else {}
+    kept = json.loads(path.read_text())["rows"] if path.is_file() else []
+    earlier = {row["recipe"]: row for row in kept if row["steps"] == get_recipe(row["recipe"]).train.steps}
     timed = {row["recipe"]: row for row in rows(options.recipes, {"scenes": options.data, **single}, options.models)}
     found = [row for _, row in sorted((earlier | timed).items(), key=lambda pair: list(TASKS).index(pair[0]))]
     columns = list(found[0])
