@@ -36,6 +36,10 @@ from latentworks.runs import Message, RunRequest, train_run
 FIRST_STAGE = "openmoji-64"
 RECIPE = "unconditional-64"
 FEW, TIMES, FILES = 20, 50, 2000  # images that are repeated, how often, and files in all
+TRAINING = [
+    *("train.optimiser=muon", "train.lr=2e-3", "train.decay=constant", "train.steps=1000000"),
+    *("intervals.evaluate=1000000", "intervals.checkpoint=1000000"),
+]
 OVERFITTED, NOISE, SEED = 50, 0.1, 0
 PARTS = ("overfitted", "repeated", "real")
 
@@ -61,9 +65,7 @@ def chosen(data: Path, count: int) -> list[Entry]:
 
 def trained(path: Path, minutes: float) -> Path:
     """The run folder of a model of a data set, beside it."""
-    recipe = get_recipe(
-        RECIPE, ["train.decay=constant", "train.steps=1000000", "intervals.evaluate=1000000", "intervals.checkpoint=1000000"]
-    )
+    recipe = get_recipe(RECIPE, TRAINING)
     out = path.with_name(f"{path.name}-run")
     for event in train_run(RunRequest(recipe=recipe, data=path, out=out, first_stage=FIRST_STAGE, seconds=60 * minutes)):
         print(event.text if isinstance(event, Message) else event.line(), flush=True)

@@ -1,7 +1,7 @@
 """One change of `openmoji-64` at a time, each trained as long: what it does to distance, to captions and to speed.
 
-A variant is the recipe with a few settings (`VARIANTS`), trained from random weights for `--minutes` with a constant learning rate and
-judged by its averaged weights. First stages that are compared are trained first, each with as many steps; the other variants share the
+A variant is the recipe with a few settings (`VARIANTS`), trained from random weights for `--minutes` with a constant learning rate (`BASE`)
+and judged by its averaged weights. First stages that are compared are trained first, each with as many steps; the other variants share the
 bundled one. Then 500 captions of training emoji are drawn with guidance 3 in 20 steps. Figures: the distance between these pictures and
 all captioned training images; how often the emoji named is nearest, or among the five nearest (`captions.py`; captions without a skin tone
 alone); pictures a second while drawing; steps taken. Rows of an earlier call, measured alike, stay in the result. Variants that are in
@@ -36,6 +36,7 @@ from latentworks.request import SampleRequest
 from latentworks.runs import Progress, RunRequest, train_run
 
 SEED, GUIDANCE, STEPS = 0, 3.0, 20
+BASE = ("train.steps=1000000", "train.decay=constant", "train.optimiser=muon", "train.lr=2e-3")
 SIZES = "width: 256, heads: 4, length: 24, vocabulary: 2048, dropout: 0.1"
 TEXT = f"conditioners=[{{{{kind: text, {SIZES}, layers: {{}}, neighbours: {{}}, vector: {{}}}}}}]"
 F8 = ("unet.channels=128", "unet.multipliers=[1,2]", "unet.attention=[2]")
@@ -61,7 +62,7 @@ VARIANTS = {
     "zero terminal SNR": Variant(("process.zero_terminal_snr=true",)),
     "narrow, 48 channels": Variant(("unet.channels=48", "unet.head_channels=24")),
     "wide, 96 channels": Variant(("unet.channels=96",)),
-    "Muon": Variant(("train.optimiser=muon",)),
+    "AdamW": Variant(("train.optimiser=adamw", "train.lr=5e-4")),
     "flips": Variant(("data.flip=true", "variants=2")),
     "KL, f = 4, 4 channels": Variant((), ()),
     "KL, f = 4, 8 channels": Variant((), ("first_stage.latent_channels=8",)),
@@ -127,7 +128,7 @@ def measured(names: Sequence[str], options: argparse.Namespace) -> Iterator[dict
     for name in names:
         variant = VARIANTS[name]
         stage, stage_figures = stage_of(name, variant, options)
-        recipe = get_recipe("openmoji-64", ["train.steps=1000000", "train.decay=constant", *variant.settings])
+        recipe = get_recipe("openmoji-64", [*BASE, *variant.settings])
         run = trained(recipe, options, options.runs / folder_of(name), 60 * options.minutes, stage)
         pipe = pipeline(str(run / "model"), precision="bf16")
         request = SampleRequest(guidance=GUIDANCE, sampler=pipe.defaults.sampler, steps=STEPS, seed=SEED, batch=32)
@@ -145,11 +146,11 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=500, help="captions (default: 500)")
     options = parser.parse_args()
     facts = {"minutes": options.minutes, "stage_steps": options.stage_steps, "n": options.n, "guidance": GUIDANCE, "sampling_steps": STEPS}
-    path = RESULTS / "comparison.json"
-    result = json.loads(path.read_text()) if path.is_file() else {}
-    rows = result.get("rows", []) if all(result.get(name) == value for name, value in facts.items()) else []
+    path, rows = RESULTS / "comparison.json", []
     for row in measured(options.variants, options):
-        rows = [other for other in rows if other["variant"] != row["variant"]] + [row]
+        result = json.loads(path.read_text()) if path.is_file() else {}
+        kept = result.get("rows", []) if all(result.get(name) == value for name, value in facts.items()) else []
+        rows = [other for other in kept if other["variant"] != row["variant"]] + [row]
         save("comparison", rows, **facts)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     print(table(columns, [[str(row.get(column, "")) for column in columns] for row in rows]))
