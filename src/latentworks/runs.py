@@ -80,6 +80,7 @@ def train_run(request: RunRequest) -> Iterator[Message | Progress]:
                 found = open_run(request.out, prepared)
             events = _Run(request, prepared, accelerator, began, found).events()
             yield from (event for event in events if accelerator.is_main_process)
+            accelerator.wait_for_everyone()  # a process that leaves before the others may abort
     finally:
         accelerator.end_training()
 
