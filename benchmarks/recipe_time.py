@@ -2,8 +2,8 @@
 
 A recipe's minutes are those of encoding its images into the latent cache, of its steps at the speed of the first ones, and of held-out
 figures and pictures as often as it asks for them. The first stage's are measured with its discriminator at work, which it is for the last
-part of its steps only; the layout's on scenes of 48 categories, as 24 cost the same. Recipes that are not named keep
-the row of an earlier call, if it is of as many steps. Let nothing else run meanwhile.
+part of its steps only; the layout's on scenes of 48 categories, as 24 cost the same. Recipes that are not named keep the
+row of an earlier call, if it is of as many steps. Let nothing else run meanwhile.
 """
 
 import argparse

@@ -80,7 +80,7 @@ def train_run(request: RunRequest) -> Iterator[Message | Progress]:
                 found = open_run(request.out, prepared)
             events = _Run(request, prepared, accelerator, began, found).events()
             yield from (event for event in events if accelerator.is_main_process)
-            accelerator.wait_for_everyone()  # a process that leaves before the others may abort
+            accelerator.wait_for_everyone()  # what is in flight when Python ends aborts the process
     finally:
         accelerator.end_training()
 
