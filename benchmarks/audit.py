@@ -78,10 +78,10 @@ def parts(path: Path) -> tuple[Reference, Reference]:
     return reference_images(path, recipe, "train"), reference_images(path, recipe, "held_out")
 
 
-def audited(samples: Iterator[Sample], n: int, training: Reference, held_out: Reference) -> Audit:
-    """The audit, with its progress printed."""
+def audited(samples: Iterator[Sample], n: int, training: Reference, held_out: Reference, through: FirstStage) -> Audit:
+    """The audit of samples from this first stage, with its progress printed."""
     said = ""
-    for event in audit(samples, n, training, Lite0Features(), held_out=held_out):
+    for event in audit(samples, n, training, Lite0Features(), held_out=held_out, through=through):
         if isinstance(event, Audited):
             return event.audit
         if isinstance(event, Progress) and event.what != said:
@@ -95,7 +95,8 @@ def overfitted(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     path = folder(work / "overfitted", options.data, [(entry, 1) for entry in chosen(options.data, OVERFITTED)])
     training, held_out = parts(path)
     pipeline = load(trained(path, options.minutes))
-    found = audited(drawn(pipeline, training, SampleRequest(n=options.n, seed=SEED)), options.n, training, held_out)
+    samples = drawn(pipeline, training, SampleRequest(n=options.n, seed=SEED))
+    found = audited(samples, options.n, training, held_out, pipeline.model.first_stage)
     return {
         "part": "overfitted",
         "what": f"samples of a model of {OVERFITTED} images found",
@@ -111,7 +112,7 @@ def repeated(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     training, held_out = parts(path)
     pipeline = load(trained(path, options.minutes))
     samples = list(drawn(pipeline, training, SampleRequest(n=options.n, seed=SEED)))
-    found = audited(iter(samples), options.n, training, held_out)
+    found = audited(iter(samples), options.n, training, held_out, pipeline.model.first_stage)
     names = {f"{Path(entry.name).stem}-0.png" for entry in entries[:FEW]}
     copies = of_the_few(samples, training, names)
     hit = sum(verdict.copy for verdict in found.verdicts if verdict.name in copies)
@@ -145,7 +146,8 @@ def real(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     training, held_out = parts(options.data)
     count = min(options.n, len(training.source))
     picked = np.random.default_rng(SEED).choice(len(training.source), count, replace=False).tolist()
-    found = audited(rebuilt(load_model(FIRST_STAGE).first_stage.eval(), training, picked), count, training, held_out)
+    first_stage = load_model(FIRST_STAGE).first_stage.eval()
+    found = audited(rebuilt(first_stage, training, picked), count, training, held_out, first_stage)
     what = f"{found.real} real images taken for copies"
     return {**found.summary(), "part": "real", "what": what, "share": found.false_alarms / found.real, "rebuilt": found.copies / count}
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,7 +143,7 @@ def test_the_same_picture_saved_once_more_is_no_other_picture(data):
 def test_equal_images_are_one_that_is_counted(tmp_path):
     images = pictures(5)
     path = folder(tmp_path, train=[*images, images[2], images[2]], held_out=images[:1])
-    found = ended(album(reference(path, "train"), Coarse(), 2, "training images"))
+    found = ended(album(reference(path, "train"), Coarse(), "training images"))
     assert found.names == [f"train/00{i}.png" for i in range(5)]
     assert found.times.tolist() == [1, 1, 3, 1, 1]
     assert found.features.shape == (5, 48)
@@ -196,10 +197,15 @@ def test_copies_are_found_however_changed(data, change):
     assert found.false_alarms <= LEVEL * found.real
 
 
-def test_new_images_are_no_copies(data):
-    found, suspects = audited(data, pictures(40, 3))
-    assert found.copies <= LEVEL * 40
-    assert found.words.startswith("no sign of memorisation")
+def test_new_images_are_no_copies(tmp_path):
+    """On average: with few real images one folder's rule is stricter than another's."""
+    flagged = 0
+    for seed in range(4):
+        path = folder(tmp_path / str(seed), train=pictures(60, 100 + seed), held_out=pictures(45, 200 + seed))
+        found, suspects = audited(path, pictures(40, 300 + seed))
+        flagged += found.copies
+    assert flagged <= LEVEL * 4 * 40
+    assert "no sign of memorisation" in found.words
     assert (found.real, found.what, found.notes) == (45, "held-out images", [])
     assert len(suspects) == SHOWN
     scores = [suspect.verdict.score for suspect in suspects]
@@ -244,6 +250,25 @@ def test_an_audit_is_plain_values(data):
     assert values["copied"] == [{"name": f"train/00{i}.png", "copies": 1, "times": 1} for i in range(3)]
     assert set(values["images"][0]["nearest"]) == {"features", "pixels", "recoloured", "mirrored"}
     assert set(values) - set(found.summary()) == {"images"}
+
+
+def test_real_images_pass_the_first_stage_that_copies_passed(data):
+    """One that transposes, after which copies are nowhere near their originals."""
+
+    class Transposing(torch.nn.Module):
+        mean = torch.zeros(1)
+
+        def forward(self, x):
+            return SimpleNamespace(image=x.transpose(2, 3))
+
+    samples = [(str(i), image.transpose(1, 0, 2)) for i, image in enumerate(pictures(60, 1)[:20])]
+    found = []
+    for through in (None, Transposing()):
+        parts = reference(data, "train"), Coarse()
+        *_, (result, _) = audit(samples, 20, *parts, held_out=reference(data, "held_out"), through=through)
+        found.append(result.copies)
+    assert found[0] <= 3
+    assert found[1] == 20
 
 
 def test_images_of_a_folder_are_read_in_order(data):

@@ -72,12 +72,14 @@ def _begin(model: str, data: Path, images: Path | None, drawing: dict[str, Any])
     recipe = read_recipe(resolve_model(model) / "recipe.json")
     training = reference_images(data, recipe, "train")
     held_out = reference_images(data, recipe, "held_out") if training.source.counts["held_out"] else None
+    through = None  # images from elsewhere are compared as they are
     if images is None:
-        samples, count = drawn(load(model), training, request), request.n
+        pipeline = load(model)
+        samples, count, through = drawn(pipeline, training, request), request.n, pipeline.model.first_stage
     else:
         source = FolderSource(images, channels=training.source.channels)
         samples, count = read(Reference(images.name, source, ImageDataset(source, recipe.plain)), request.batch), len(source)
-    return recipe.name, audit(samples, count, training, Lite0Features(), held_out=held_out, batch=request.batch)
+    return recipe.name, audit(samples, count, training, Lite0Features(), held_out=held_out, through=through, batch=request.batch)
 
 
 def _details(audited: "Audited") -> Iterator[str]:

@@ -4,6 +4,7 @@ import heapq
 from collections.abc import Generator, Iterable, Iterator
 from hashlib import blake2b
 from itertools import islice
+from tempfile import TemporaryFile
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from latentworks.data.sources import convert_depth
-from latentworks.data.transforms import PLAIN, from_tensor
+from latentworks.data.transforms import from_tensor
+from latentworks.engine import keep_memory
+from latentworks.first_stage import FirstStage
 from latentworks.metrics.copying import Audit, Match, Rule, Values, Verdict, allowed, calibrate, checked
 from latentworks.metrics.features import FeatureNetwork, collect, extract
 from latentworks.metrics.measurement import Progress
@@ -48,51 +51,94 @@ class Audited(NamedTuple):
     suspects: list[Suspect]
 
 
-def album(reference: Reference, network: FeatureNetwork, batch: int, what: str) -> Generator[Progress, None, Album]:
-    """One pass over the images of a folder; of those equal in every pixel one is kept, and counted."""
-    found: dict[bytes, int] = {}
-    names, indices, times = list[str](), list[int](), list[int]()
-    features, thumbs = list[Float[np.ndarray, "b d"]](), list[Tensor]()
-    done, source, dataset = 0, reference.source, reference.dataset
-    for part in dataset.batches(batch):
-        images, new = from_tensor(part["image"]), list[int]()
-        for i, (index, image) in enumerate(zip(part["index"].tolist(), images, strict=True)):
-            place = found.setdefault(blake2b(image.tobytes(), digest_size=16).digest(), len(names))
-            if place < len(names):
-                times[place] += 1
-                continue
-            new.append(i)
-            names.append(source.entries[index].name)
-            indices.append(index)
-            times.append(1)
-        if new:
-            features += extract(network, images[new], batch)
-            thumbs.append(thumbnails(reduced(images[new])))
-        done += len(images)
-        yield Progress(what, done, len(source))
+def album(reference: Reference, network: FeatureNetwork, what: str, through: FirstStage | None = None) -> Generator[Progress, None, Album]:
+    """One pass over the images of a folder; of those equal in every pixel one is kept, and counted.
+
+    ``through``: each is encoded and decoded before it is looked at. Pixels are kept in a file that is gone when the process ends.
+    """
+    names, keys, times = list[str](), dict[bytes, int](), list[int]()
+    features, thumbs, shape = list[Float[np.ndarray, "b d"]](), list[Tensor](), tuple[int, ...]()
+    done, source = 0, reference.source
+    with TemporaryFile() as file:
+        for part in reference.dataset.batches(CHUNK):  # always as many at once, as rounding may depend on it
+            new = list[int]()
+            for i, (index, image) in enumerate(zip(part["index"].tolist(), from_tensor(part["image"]), strict=True)):
+                place = keys.setdefault(blake2b(image.tobytes(), digest_size=16).digest(), len(names))
+                if place < len(names):
+                    times[place] += 1
+                    continue
+                new.append(i)
+                names.append(source.entries[index].name)
+                times.append(1)
+            if new:
+                images = _passed(part["image"][new], through)
+                features += extract(network, images, CHUNK)
+                small = reduced(images)
+                thumbs.append(thumbnails(small))
+                shape = small.shape[1:]
+                file.write((255 * small).round().byte().numpy().tobytes())
+            done += len(part["index"])
+            yield Progress(what, done, len(source))
+        stored = np.memmap(file, np.uint8, "r", shape=(len(names), *shape))
 
     def pixels(places: list[int]) -> Float[Tensor, "k c s s"]:
-        return reduced(from_tensor(dataset.images([indices[place] for place in places], [PLAIN] * len(places))))
+        return torch.from_numpy(stored[places]).float() / 255
 
-    return Album(names, np.array(times), torch.from_numpy(collect(features)), torch.cat(thumbs), pixels)
+    return Album(names, list(keys), np.array(times), torch.from_numpy(collect(features)), torch.cat(thumbs), pixels)
+
+
+def _passed(x: Float[Tensor, "b c h w"], through: FirstStage | None) -> UInt8[np.ndarray, "b h w c"]:
+    """Images as they are, or as a first stage gives them back."""
+    if through is None:
+        return from_tensor(x)
+    with torch.no_grad():
+        return from_tensor(through(x.to(through.mean.device)).image.float().clamp(-1, 1).cpu())
 
 
 def audit(
-    samples: Iterable[Sample], n: int, training: Reference, network: FeatureNetwork, *, held_out: Reference | None = None, batch: int = 16
+    samples: Iterable[Sample],
+    n: int,
+    training: Reference,
+    network: FeatureNetwork,
+    *,
+    held_out: Reference | None = None,
+    through: FirstStage | None = None,
+    batch: int = 16,
 ) -> Iterator[Progress | Audited]:
     """Each of ``n`` samples beside the training images; ends with `Audited`.
 
-    Real images set the rule: the held-out ones, or, where these are fewer than `ENOUGH`, training images beside the other ones. Memory
-    grows with the features of the folder's images, not with their pixels. Raises: ValueError for too few real images, or images that
-    have no features.
+    Real images set the rule: the held-out ones, or, where these are fewer than `ENOUGH`, training images beside the other ones.
+    ``through``: the first stage of the model that drew the samples, which real images pass before they are compared: what it loses, a
+    copy has lost too. Memory grows with the features of the folder's images, not with their pixels. Raises: ValueError for too few real
+    images, or images that have no features.
     """
     if not training.has_features:
         raise ValueError(f"{training.name}: features are taken from 1 or 3 channels, these images have {training.channels}")
-    known = yield from album(training, network, batch, "training images")
-    others = None if held_out is None else (yield from album(held_out, network, batch, "held-out images"))
+    if through is not None:
+        through.eval()
+        keep_memory(through.mean.device)
+    known = yield from album(training, network, "training images", through)
+    others = None if held_out is None else (yield from album(held_out, network, "held-out images", through))
     real = yield from _real(known, others)
     rule = calibrate(real.values)
-    verdicts, worst = list[Verdict](), list[tuple[float, int, Tensor, Kin]]()
+    verdicts, worst = yield from _judged(samples, n, batch, network, known, others, rule)
+    if not verdicts:
+        raise ValueError("no images to audit: the folder or the sample is empty")
+    if rule.limit * len(real.values) < POWERLESS:
+        real.notes.append("some of these real images are as near to training images as copies are: only exact copies can be told from them")
+    found = Audit(verdicts, rule, len(real.values), real.what, checked(real.values), _times(known, verdicts), real.notes)
+    yield Audited(found, [_suspect(verdicts[-i - 1], x, near, known) for _, i, x, near in sorted(worst, reverse=True)])
+
+
+_Worst = list[tuple[float, int, Float[Tensor, "c s s"], Kin]]
+"""Score, minus the place after its own, reduced image and kin: a heap of the worst samples."""
+
+
+def _judged(
+    samples: Iterable[Sample], n: int, batch: int, network: FeatureNetwork, known: Album, others: Album | None, rule: Rule
+) -> Generator[Progress, None, tuple[list[Verdict], _Worst]]:
+    """The verdict on each sample, and the worst of them."""
+    verdicts, worst = list[Verdict](), _Worst()
     pictures = iter(samples)
     while group := list(islice(pictures, batch)):
         features = torch.from_numpy(collect(extract(network, [image for _, image in group], batch)))
@@ -102,12 +148,7 @@ def audit(
             verdicts.append(_verdict(name, near, known, rule))
             (heapq.heappush if len(worst) < SHOWN else heapq.heappushpop)(worst, (verdicts[-1].score, -len(verdicts), x, near))
         yield Progress("samples", len(verdicts), n)
-    if not verdicts:
-        raise ValueError("no images to audit: the folder or the sample is empty")
-    if rule.limit * len(real.values) < POWERLESS:
-        real.notes.append("some of these real images are as near to training images as copies are: only exact copies can be told from them")
-    found = Audit(verdicts, rule, len(real.values), real.what, checked(real.values), _times(known, verdicts), real.notes)
-    yield Audited(found, [_suspect(verdicts[-i - 1], x, near, known) for _, i, x, near in sorted(worst, reverse=True)])
+    return verdicts, worst
 
 
 class _Real(NamedTuple):
@@ -134,7 +175,7 @@ def _real(known: Album, others: Album | None) -> Generator[Progress, None, _Real
     rows = []
     for place in chosen:
         near = kin(of.features[place], of.pixels([place])[0], known, others, of=of)
-        rows.append(near.values)
+        rows.append(near.ratios)
         if len(rows) % CHUNK == 0 or len(rows) == len(chosen):
             yield Progress("real images", len(rows), len(chosen))
     return _Real(np.stack(rows), what, notes)
@@ -142,11 +183,12 @@ def _real(known: Album, others: Album | None) -> Generator[Progress, None, _Real
 
 def _fresh(known: Album, others: Album) -> list[int]:
     """Places of the held-out images that are no training images."""
-    return [place for place, thumb in enumerate(others.thumbs) if not (known.thumbs == thumb).flatten(1).all(dim=1).any()]
+    seen = set(known.keys)
+    return [place for place, key in enumerate(others.keys) if key not in seen]
 
 
 def _verdict(name: str, near: Kin, known: Album, rule: Rule) -> Verdict:
-    scores = rule.scores(near.values[None])[0]
+    scores = rule.scores(near.ratios[None])[0]
     rows = zip(SPACES, near.places, near.first, near.ratios, scores, strict=True)
     matches = {space: Match(known.names[place], *map(float, numbers)) for space, place, *numbers in rows}
     closest = SPACES[int(scores.argmax())]

@@ -19,10 +19,10 @@ LEAST = 20
 _AIM = 0.04  # what is aimed at where there are enough real images, so that others do not exceed the level by chance
 _SURELY = 5  # real images taken for copies from which on the aim may be lower than the level
 _PARTS = 20  # in which real images are left out to check the rule
-_WEIGHTS = np.array([0.3, 1.0, 0.9, 0.3])  # how much of what may be taken for copies by chance is spent in each space; near.SPACES
+_WEIGHTS = np.array([0.3, 1.0, 0.5, 0.2])  # how much of what may be taken for copies by chance is spent in each space; near.SPACES
 
 Values = Float[np.ndarray, "n 4"]
-"""`near.Kin.values` of images, a row each: the smaller, the nearer to one training image."""
+"""`near.Kin.ratios` of images, a row each."""
 
 
 class Rule(NamedTuple):

@@ -29,6 +29,7 @@ class Album(NamedTuple):
     """A set of distinct images, by what finds them; ``pixels`` reads some of them, reduced, from where they are stored."""
 
     names: list[str]
+    keys: list[bytes]  # hashes of the images as they are in their folder
     times: Int[np.ndarray, " n"]  # how often each image is in the set
     features: Float[Tensor, "n d"]
     thumbs: Float[Tensor, "n c 8 8"]
@@ -47,15 +48,9 @@ class Kin(NamedTuple):
 
     @property
     def ratios(self) -> Float[np.ndarray, "4"]:
-        """The first distance over the other."""
+        """The first distance over the other: small for what is much nearer to one training image than to any other."""
         ratios: np.ndarray = self.first / np.maximum(self.following, 1e-9)
         return ratios
-
-    @property
-    def values(self) -> Float[np.ndarray, "4"]:
-        """First distance times ratio: small for what is near a training image, and much nearer than to any other."""
-        values: np.ndarray = self.first * self.ratios
-        return values
 
 
 def reduced(images: UInt8[np.ndarray, "b h w c"]) -> Float[Tensor, "b c s s"]:
