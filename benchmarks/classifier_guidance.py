@@ -127,7 +127,8 @@ def main() -> None:
     facts = {key: getattr(options, key) for key in ("guidance", "n", "steps", "sampler", "seed")}
     names = {"model": options.model.name, "classifier": options.classifier.name, "data": options.data.name}
     figures = {"times_better": better, "training_seconds": seconds, "training_share": share}
-    print("written to", save("classifier_guidance", rows, **names, **facts, **figures))
+    name = "classifier_guidance" + ("" if options.guidance == 1 else f"_{options.guidance:g}")
+    print("written to", save(name, rows, **names, **facts, **figures))
 
 
 if __name__ == "__main__":

@@ -94,15 +94,15 @@ TASKS: dict[str, Callable[[], Recipe]] = {
         "scenes-class",
         "Class to image, the class as a token of cross-attention, 64 px.",
         (LabelConfig(classes=1, width=128, dropout=0.1),),
-        guidance=5.0,
-        training=_TRAINING.replace(steps=10_000),
+        guidance=3.0,
+        training=_MUON.replace(steps=9000),
     ),
     "scenes-class-vector": _task(
         "scenes-class-vector",
         "Class to image, the class added to the time embedding, 64 px.",
         (LabelConfig(classes=1, width=160, route="vector", dropout=0.1),),
-        guidance=5.0,
-        training=_TRAINING.replace(steps=10_000),
+        guidance=3.0,
+        training=_MUON.replace(steps=9000),
     ),
     "scenes-classifier": _classifier,
     "scenes-map": _task(
@@ -132,7 +132,7 @@ TASKS: dict[str, Callable[[], Recipe]] = {
         (LowResConfig(degradation="bsr"),),
         _CROPS,
         variants=2,
-        training=_TRAINING.replace(steps=2500),
+        training=_MUON.replace(steps=2500),
     ),
     "scenes-sr-bicubic": _task(
         "scenes-sr-bicubic",
@@ -140,7 +140,7 @@ TASKS: dict[str, Callable[[], Recipe]] = {
         (LowResConfig(),),
         _CROPS,
         variants=2,
-        training=_TRAINING.replace(steps=2500),
+        training=_MUON.replace(steps=2500),
     ),
     "scenes-inpaint": _task(
         "scenes-inpaint",
