@@ -74,8 +74,9 @@ VARIANTS = {
 
 
 def trained(recipe: Recipe, options: argparse.Namespace, out: Path, seconds: float | None = None, stage: str | None = None) -> Path:
-    """The run of a recipe, which is trained unless that is done."""
-    if not (out / "last.json").is_file():
+    """The run of a recipe, which is trained unless that is done; one that counts steps and was interrupted goes on."""
+    last = out / "last.json"
+    if not last.is_file() or (seconds is None and json.loads(last.read_text())["step"] < recipe.train.steps):
         for event in train_run(RunRequest(recipe, options.data, out, stage, seconds=seconds)):
             print(event.line() if isinstance(event, Progress) else event.text, flush=True)
     return out
