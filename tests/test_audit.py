@@ -156,6 +156,15 @@ def test_equal_images_are_one_that_is_counted(tmp_path):
     assert 2 not in alone.places
 
 
+def test_a_folder_of_damaged_images_is_refused(tmp_path):
+    path = folder(tmp_path, train=pictures(3))
+    images = reference(path, "train")
+    for file in path.rglob("*.png"):
+        file.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="no images to measure"):
+        ended(album(images, Coarse(), "training images"))
+
+
 def test_the_rule_keeps_to_its_level_on_images_it_has_not_seen():
     """Where nearness in one space says nothing of another, which is the worst case."""
     rng = np.random.default_rng(0)
@@ -200,12 +209,12 @@ def test_copies_are_found_however_changed(data, change):
 def test_new_images_are_no_copies(tmp_path):
     """On average: with few real images one folder's rule is stricter than another's."""
     flagged = 0
-    for seed in range(4):
+    for seed in range(6):
         path = folder(tmp_path / str(seed), train=pictures(60, 100 + seed), held_out=pictures(45, 200 + seed))
         found, suspects = audited(path, pictures(40, 300 + seed))
         flagged += found.copies
-    assert flagged <= LEVEL * 4 * 40
-    assert "no sign of memorisation" in found.words
+    assert flagged <= LEVEL * 6 * 40
+    assert found.words.startswith("no sign of memorisation")
     assert (found.real, found.what, found.notes) == (45, "held-out images", [])
     assert len(suspects) == SHOWN
     scores = [suspect.verdict.score for suspect in suspects]

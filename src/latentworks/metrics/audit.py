@@ -79,12 +79,13 @@ def album(reference: Reference, network: FeatureNetwork, what: str, through: Fir
                 file.write((255 * small).round().byte().numpy().tobytes())
             done += len(part["index"])
             yield Progress(what, done, len(source))
+        seen = torch.from_numpy(collect(features))  # refuses a folder without one image that can be read, which no file can be made of
         stored = np.memmap(file, np.uint8, "r", shape=(len(names), *shape))
 
     def pixels(places: list[int]) -> Float[Tensor, "k c s s"]:
         return torch.from_numpy(stored[places]).float() / 255
 
-    return Album(names, list(keys), np.array(times), torch.from_numpy(collect(features)), torch.cat(thumbs), pixels)
+    return Album(names, list(keys), np.array(times), seen, torch.cat(thumbs), pixels)
 
 
 def _passed(x: Float[Tensor, "b c h w"], through: FirstStage | None) -> UInt8[np.ndarray, "b h w c"]:
