@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from latentworks.objectives.base import Loss, Objective
-from latentworks.optimisers import Muon, orthogonalised
+from latentworks.optimisers import _POLYNOMIALS, Muon, orthogonalised
 from latentworks.train import TrainConfig, make_accelerator, train
 
 
-@pytest.mark.parametrize("shape", [(20, 64), (64, 20), (32, 32)])
+@pytest.mark.parametrize("shape", [(20, 64), (64, 20), (32, 32), (20, 32)])
 def test_a_step_has_singular_values_about_one_and_the_gradients_directions(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
@@ -21,6 +21,17 @@ def test_a_step_has_singular_values_about_one_and_the_gradients_directions(shape
     assert float(values.max()) < 1.3
     assert float((ours - u @ v).norm()) < 0.3 * float((u @ v).norm())
     assert torch.equal(orthogonalised(torch.zeros(shape)), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(24, 128), (200, 210), (200, 400)])
+def test_the_iteration_on_the_gram_matrix_and_one_of_half_precision_change_little(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -2, shape[1])
+    plain = matrix / matrix.norm()
+    for a, b, c in _POLYNOMIALS:
+        gram = plain @ plain.T
+        plain = a * plain + (b * gram + c * gram @ gram) @ plain
+    assert float((orthogonalised(matrix) - plain).norm()) < 1e-3 * float(plain.norm())
+    assert float((orthogonalised(matrix, torch.bfloat16) - plain).norm()) < 0.1 * float(plain.norm())
 
 
 def test_layers_are_matrices_and_all_else_is_adamws():
