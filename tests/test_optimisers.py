@@ -34,6 +34,16 @@ def test_the_iteration_on_the_gram_matrix_and_one_of_half_precision_change_littl
     assert float((orthogonalised(matrix, torch.bfloat16) - plain).norm()) < 0.1 * float(plain.norm())
 
 
+@pytest.mark.parametrize("shape", [(24, 40), (200, 210), (200, 400)])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_gradient_of_few_directions_does_not_make_the_iteration_grow(shape, rank):
+    random = torch.Generator().manual_seed(0)
+    matrix = torch.randn(shape[0], rank, generator=random) @ torch.randn(rank, shape[1], generator=random)
+    for noise in (0, 1e-3, 1e-2):
+        noisy = matrix + noise * torch.randn(shape, generator=random)
+        assert float(torch.linalg.svdvals(orthogonalised(noisy, torch.bfloat16).float()).max()) < 1.3
+
+
 def test_layers_are_matrices_and_all_else_is_adamws():
     net = nn.Sequential(nn.Embedding(32, 32), nn.Conv1d(32, 32, 3), nn.LayerNorm(32), nn.Linear(32, 32), nn.Linear(32, 4))
     optimiser = Muon(net, lr=0.1, betas=(0.9, 0.99), weight_decay=0.0, dtype=torch.float32, fused=True)
