@@ -1,6 +1,7 @@
 """What moves the weights: Adam, AdamW, and Muon, which orthogonalises the step of each layer's matrix."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 __all__ = ["Muon", "orthogonalised"]
 
 _MOMENTUM, _NARROW, _SMALL = 0.95, 16, 160
+_STACKED = 1 << 20  # numbers of matrices of one shape that are stepped together
 _POLYNOMIALS = (
     (7.9515, -21.2759, 14.2982),
     (3.8279, -2.5946, 0.4476),
@@ -24,35 +26,36 @@ and bfloat16 does not keep singular values within 1.
 """
 
 
-def orthogonalised(matrix: Float[Tensor, "a b"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "a b"]:
-    """About the nearest matrix whose singular values are all 1, by a Newton-Schulz iteration in ``dtype``; zero stays zero.
+def orthogonalised(matrices: Float[Tensor, "n a b"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "n a b"]:
+    """About the nearest matrix to each whose singular values are all 1, by a Newton-Schulz iteration in ``dtype``; zero stays zero.
 
-    For one at least twice as long as wide the iteration runs on its Gram matrix, which is smaller, and in float32, which it needs;
+    For those at least twice as long as wide the iteration runs on their Gram matrices, which are smaller, and in float32, which it needs;
     small ones are no faster in another either.
     """
-    short, long = sorted(matrix.shape)
+    short, long = sorted(matrices.shape[1:])
     through_gram = long >= 2 * short
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = (x / x.norm().clamp(min=1e-7)).to(torch.float32 if through_gram or short < _SMALL else dtype)
+    tall = matrices.shape[1] > short
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = x.to(torch.float32 if through_gram or short < _SMALL else dtype)
     x = _through_gram(x) if through_gram else _iterated(x)
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 def _iterated(x: Tensor) -> Tensor:
     for a, b, c in _POLYNOMIALS:
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
 
 def _through_gram(x: Tensor) -> Tensor:
     """The same: every iterate is a polynomial of the Gram matrix times ``x``, and so is its Gram matrix."""
-    gram = x @ x.T
+    gram = x @ x.mT
     product: Tensor | None = None
     for a, b, c in _POLYNOMIALS:
-        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal().add_(a)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
         product = factor if product is None else factor @ product
         gram = factor @ gram @ factor
     assert product is not None
@@ -94,6 +97,7 @@ class Muon(torch.optim.AdamW):
         self._follow([p for p in group["params"] if p.grad is not None], float(group["lr"]), float(group["weight_decay"]))
 
     def _follow(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
+        alike: dict[tuple[torch.Size, torch.device], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
         for p in matrices:
             assert p.grad is not None
             state = self.state[p]
@@ -101,5 +105,12 @@ class Muon(torch.optim.AdamW):
                 state.update(step=torch.zeros(()), momentum=torch.zeros_like(p))
             momentum = state["momentum"].lerp_(p.grad, 1 - _MOMENTUM)
             ahead = p.grad.lerp(momentum, _MOMENTUM).flatten(1)
+            alike[ahead.shape, ahead.device].append((p, ahead))
             p.mul_(1 - lr * weight_decay)
-            p.add_(orthogonalised(ahead, self.dtype).view_as(p), alpha=-0.2 * lr * math.sqrt(max(ahead.shape)))
+        for (shape, _), pairs in alike.items():
+            together = max(1, _STACKED // shape.numel())
+            for first in range(0, len(pairs), together):
+                chunk = pairs[first : first + together]
+                steps = orthogonalised(torch.stack([ahead for _, ahead in chunk]), self.dtype)
+                for (p, _), step in zip(chunk, steps, strict=True):
+                    p.add_(step.view_as(p), alpha=-0.2 * lr * math.sqrt(max(shape)))
