@@ -1,23 +1,24 @@
 """Whether `lw audit` finds copies: of a model overfitted on few images, of images that a model saw often, and none among real images.
 
-Models of latents are trained for `--minutes` each with the bundled first stage, without conditions. `overfitted`: on 50 emoji; all its
+Models of latents are trained `--steps` each with the bundled first stage, without conditions. `overfitted`: on 50 emoji; all its
 samples should be copies. `repeated`: on 2,000 files, half of them 20 emoji repeated 50 times, half of them others. What is a copy of the 20
 there is said by another measure than the audit's: the root mean square difference to one of them is at most half of that to every other
 training image. `real`: nothing is trained; how many held-out emoji are taken for copies of the training images, by a rule of others of
-them, and how many training images that went through the first stage, with a little noise on the latents, are found.
+them, and how many training images that went through the first stage, with a little noise on the latents, are found. Parts that are not
+asked for keep their row of an earlier call, if it was measured alike.
 """
 
 import argparse
+import json
 import shutil
 from collections.abc import Iterator
-from json import dumps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from record import save, table
+from record import RESULTS, save, table
 
 from latentworks.data.listing import Entry, list_folder
 from latentworks.data.transforms import from_tensor
@@ -36,10 +37,7 @@ from latentworks.runs import Message, RunRequest, train_run
 FIRST_STAGE = "openmoji-64"
 RECIPE = "unconditional-64"
 FEW, TIMES, FILES = 20, 50, 2000  # images that are repeated, how often, and files in all
-TRAINING = [
-    *("train.optimiser=muon", "train.lr=2e-3", "train.decay=constant", "train.steps=1000000"),
-    *("intervals.evaluate=1000000", "intervals.checkpoint=1000000"),
-]
+TRAINING = ["train.optimiser=muon", "train.lr=2e-3", "intervals.evaluate=1000000", "intervals.checkpoint=1000000"]
 OVERFITTED, NOISE, SEED = 50, 0.1, 0
 PARTS = ("overfitted", "repeated", "real")
 
@@ -53,7 +51,7 @@ def folder(path: Path, data: Path, entries: list[tuple[Entry, int]]) -> Path:
             name = f"{Path(entry.name).stem}-{time}.png"
             shutil.copy(data / entry.name, path / name)
             rows.append({"file_name": name, "split": entry.split})
-    (path / "metadata.jsonl").write_text("".join(dumps(row) + "\n" for row in rows))
+    (path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
@@ -63,11 +61,11 @@ def chosen(data: Path, count: int) -> list[Entry]:
     return [entries[i] for i in np.random.default_rng(SEED).choice(len(entries), count, replace=False)]
 
 
-def trained(path: Path, minutes: float) -> Path:
+def trained(path: Path, steps: int) -> Path:
     """The run folder of a model of a data set, beside it."""
-    recipe = get_recipe(RECIPE, TRAINING)
+    recipe = get_recipe(RECIPE, [*TRAINING, f"train.steps={steps}"])
     out = path.with_name(f"{path.name}-run")
-    for event in train_run(RunRequest(recipe=recipe, data=path, out=out, first_stage=FIRST_STAGE, seconds=60 * minutes)):
+    for event in train_run(RunRequest(recipe=recipe, data=path, out=out, first_stage=FIRST_STAGE)):
         print(event.text if isinstance(event, Message) else event.line(), flush=True)
     return out
 
@@ -94,7 +92,7 @@ def overfitted(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """All samples of a model of few images are copies."""
     path = folder(work / "overfitted", options.data, [(entry, 1) for entry in chosen(options.data, OVERFITTED)])
     training, held_out = parts(path)
-    pipeline = load(trained(path, options.minutes))
+    pipeline = load(trained(path, options.steps))
     samples = drawn(pipeline, training, SampleRequest(n=options.n, seed=SEED))
     found = audited(samples, options.n, training, held_out, pipeline.model.first_stage)
     return {
@@ -110,7 +108,7 @@ def repeated(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     entries = chosen(options.data, FEW + FILES - FEW * TIMES)
     path = folder(work / "repeated", options.data, [(entry, TIMES if i < FEW else 1) for i, entry in enumerate(entries)])
     training, held_out = parts(path)
-    pipeline = load(trained(path, options.minutes))
+    pipeline = load(trained(path, options.steps))
     samples = list(drawn(pipeline, training, SampleRequest(n=options.n, seed=SEED)))
     found = audited(iter(samples), options.n, training, held_out, pipeline.model.first_stage)
     names = {f"{Path(entry.name).stem}-0.png" for entry in entries[:FEW]}
@@ -165,15 +163,19 @@ def rebuilt(first_stage: FirstStage, training: Reference, picked: list[int]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder `lw data openmoji` wrote")
-    parser.add_argument("--minutes", type=float, default=15, help="training time of each model")
+    parser.add_argument("--steps", type=int, default=1500, help="training steps of each model (default: 1500)")
     parser.add_argument("--n", type=int, default=200, help="samples of each part")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     run = {"overfitted": overfitted, "repeated": repeated, "real": real}
     with TemporaryDirectory() as work:
-        rows = [run[part](options, Path(work)) for part in options.parts]
+        found = {part: run[part](options, Path(work)) for part in options.parts}
+    alike = {"steps": options.steps, "n": options.n, "first_stage": FIRST_STAGE, "recipe": RECIPE}
+    earlier = json.loads(path.read_text()) if (path := RESULTS / "audit.json").is_file() else {}
+    kept = {row["part"]: row for row in earlier["rows"]} if alike.items() <= earlier.items() else {}
+    rows = [(kept | found)[part] for part in PARTS if part in kept | found]
     print(table(("", "share", "verdict"), [(row["what"], f"{row['share']:.1%}", row["verdict"]) for row in rows]))
-    print("written to", save("audit", rows, minutes=options.minutes, n=options.n, first_stage=FIRST_STAGE, recipe=RECIPE))
+    print("written to", save("audit", rows, **alike))
 
 
 if __name__ == "__main__":
