@@ -1,8 +1,8 @@
 """Whether `lw audit` finds copies: of a model overfitted on few images, of images that a model saw often, and none among real images.
 
-Models of latents are trained `--steps` each with the bundled first stage, without conditions. `overfitted`: on 50 emoji; all its
-samples should be copies. `repeated`: on 2,000 files, half of them 20 emoji repeated 50 times, half of them others. What is a copy of the 20
-there is said by another measure than the audit's: the root mean square difference to one of them is at most half of that to every other
+Models of latents are trained with the bundled first stage, without conditions. `overfitted`: twice `--steps`, on 50 emoji; all its samples
+should be copies. `repeated`: `--steps`, on 2,000 files, half of them 20 emoji repeated 50 times, half of them others. What is a copy of the
+20 there is said by another measure than the audit's: the root mean square difference to one of them is at most half of that to every other
 training image. `real`: nothing is trained; how many held-out emoji are taken for copies of the training images, by a rule of others of
 them, and how many training images that went through the first stage, with a little noise on the latents, are found. Parts that are not
 asked for keep their row of an earlier call, if it was measured alike.
@@ -92,7 +92,7 @@ def overfitted(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """All samples of a model of few images are copies."""
     path = folder(work / "overfitted", options.data, [(entry, 1) for entry in chosen(options.data, OVERFITTED)])
     training, held_out = parts(path)
-    pipeline = load(trained(path, options.steps))
+    pipeline = load(trained(path, 2 * options.steps))
     samples = drawn(pipeline, training, SampleRequest(n=options.n, seed=SEED))
     found = audited(samples, options.n, training, held_out, pipeline.model.first_stage)
     return {
@@ -163,7 +163,7 @@ def rebuilt(first_stage: FirstStage, training: Reference, picked: list[int]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder `lw data openmoji` wrote")
-    parser.add_argument("--steps", type=int, default=1500, help="training steps of each model (default: 1500)")
+    parser.add_argument("--steps", type=int, default=1500, help="of training (default: 1500)")
     parser.add_argument("--n", type=int, default=200, help="samples of each part")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
