@@ -207,3 +207,10 @@ def test_what_the_authors_do_not_have_has_no_place_in_their_files(tmp_path, more
     with pytest.raises(ValueError, match=f"no place for {what}"):
         save_compvis(model, tmp_path / "a.safetensors")
     assert not (tmp_path / "a.safetensors").exists()
+
+
+@pytest.mark.parametrize("way", ["scale: 2", "fold: 2"])
+def test_small_images_of_another_size_than_the_latents_have_no_place_in_their_files(tmp_path, way):
+    model, _ = diffusion_model(f"conditioners=[{{kind: low_res, {way}}}]", name="unconditional-64")
+    with pytest.raises(ValueError, match="no place for a small image that is not of the latent's size"):
+        save_compvis(model, tmp_path / "a.safetensors")

@@ -100,6 +100,9 @@ def test_a_small_image_is_given_as_it_is_and_dropped_to_zeros():
     assert concat[1].abs().max() == 0
     assert torch.equal(concat[0], batch["low_res"][0])
     assert conditioner.drop({}, SECOND) == {}
+    folded = build_conditioner(LowResConfig(fold=2))
+    assert folded.gives == Gives(concat=12)
+    assert torch.equal(folded(batch, no_encode).concat[:, 3], batch["low_res"][:, 0, 1::2, 1::2])  # channel 0, lower right of each square
     with pytest.raises(ValueError, match=r'^low_res: .*batch\["low_res"\]'):
         conditioner({}, no_encode)
     with pytest.raises(ValueError, match=r"^low_res: it has 3 channels, but this model takes images of 1"):

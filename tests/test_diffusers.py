@@ -56,6 +56,7 @@ REFUSED = {
     "neighbours": (lambda: model([text(77, neighbours=1)]), "no place for tokens that are mixed with their neighbours"),
     "vector": (lambda: model([text(77, vector=64)]), "no place for a vector of the prompt beside its tokens"),
     "small image": (lambda: model([LowResConditioner(LowResConfig(channels=1))]), "as many channels as latents, not 1 channels"),
+    "large": (lambda: model([LowResConditioner(LowResConfig(fold=2))]), "small images of the latent's size alone: its first stage alone"),
     "statistics": (lambda: model(known=False), "latent statistics are not known"),
     "linear": (lambda: build_first_stage(KLConfig(**FIRST, mid_attention="linear")), "diffusers has no first stage with linear"),
     "embedding": (lambda: build_first_stage(KLConfig(**FIRST, embed_channels=2)), "embed_channels 2 and latent_channels 3 differ"),

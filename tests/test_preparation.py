@@ -191,7 +191,7 @@ def test_a_folder_completes_every_condition_and_its_batches_feed_it(kind, stage,
         assert (config.classes, config.names, config.stages) == (3, ("background", "square", "bar"), 1)
         assert len(config.palette) == 3
     elif kind == "low_res":
-        assert (config.channels, config.scale) == (3, 2)
+        assert (config.channels, config.scale, config.fold) == (3, 2, 1)
     else:
         assert config.channels == 2
     *_, _ = prepared.latents.fill()

@@ -127,6 +127,7 @@ def test_maps_small_images_and_holes_are_cut_with_the_tile():
     drawn = {
         "{kind: segmentation, classes: 3, stages: 1}": {"map": classes},
         "{kind: low_res, factor: 4, scale: 2}": {"upscale": small},
+        "{kind: low_res, factor: 1, fold: 2}": {"upscale": image.resize((44, 28))},
         "{kind: masked_image, channels: 2}": {"image": image, "mask": Image.fromarray(hole)},
     }
     for kind, given in drawn.items():

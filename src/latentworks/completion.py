@@ -95,11 +95,11 @@ def _segmentation(config: SegmentationConfig, source: FolderSource, factor: int)
 
 
 def _low_res(config: LowResConfig, source: FolderSource, factor: int) -> LowResConfig:
-    """In the images' channels, and enlarged to the latent's size. Raises: ValueError where it would have to be reduced."""
-    if config.factor % factor:
-        raise ValueError(f"conditioners.factor: a small image {config.factor} times smaller is smaller than no latent of f = {factor}: "
-                         f"use a first stage whose f divides {config.factor}")  # fmt: skip
-    return config.replace(channels=source.channels, scale=config.factor // factor)
+    """In the images' channels, and brought to the latent's size. Raises: ValueError where no whole number does so."""
+    if config.factor % factor and factor % config.factor:
+        raise ValueError(f"conditioners.factor: a small image {config.factor} times smaller does not fit latents of f = {factor}: "
+                         f"use a first stage whose f divides {config.factor} or is a multiple of it")  # fmt: skip
+    return config.replace(channels=source.channels, scale=max(1, config.factor // factor), fold=max(1, factor // config.factor))
 
 
 def _halvings(factor: int) -> int:

@@ -165,6 +165,8 @@ def _conditioning(model: LatentDiffusion) -> tuple[dict[str, Any], list[str]]:
 def _joined(conditioner: LowResConditioner | MaskedImageConditioner | SegmentationConditioner) -> dict[str, Any]:
     match conditioner:
         case LowResConditioner():
+            if (conditioner.config.scale, conditioner.config.fold) != (1, 1):
+                _refuse("a small image that is not of the latent's size")
             return {"cond_stage_key": "LR_image", "cond_stage_config": {"target": "torch.nn.Identity"}}
         case MaskedImageConditioner():
             if conditioner.config.convention == "sd":

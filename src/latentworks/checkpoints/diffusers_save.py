@@ -120,6 +120,8 @@ def _pipeline_name(model: LatentDiffusion) -> str:
             what = "hidden padding" if fits else f"prompts of {config.length} tokens"
             raise ValueError(f"conditioners: diffusers has no pipeline for {what} and a VQ first stage: {_ALONE}")
         case [LowResConditioner() as small] if not text:
+            if (small.config.scale, small.config.fold) != (1, 1):
+                raise ValueError(f"conditioners: LDMSuperResolutionPipeline takes small images of the latent's size alone: {_ALONE}")
             if small.config.channels == model.first_stage.channels:
                 return "LDMSuperResolutionPipeline"
             widths = f"{small.config.channels} channels for latents of {model.first_stage.channels}"

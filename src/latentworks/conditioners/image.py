@@ -84,7 +84,8 @@ class SegmentationConditioner(Conditioner):
 class LowResConfig(Config):
     """``channels`` of the small image, ``factor`` times smaller than the large one, and the ``degradation`` that made it in training.
 
-    ``scale``: how many times it is enlarged (bicubic) to the latent's size; 1 where ``factor`` is the first stage's.
+    How it comes to the latent's size: enlarged ``scale`` times (bicubic) where ``factor`` is larger than the first stage's; where it is
+    smaller, squares of ``fold`` x ``fold`` pixels become channels of one; as it is (1 and 1) where it is the same.
     """
 
     kind: Literal["low_res"] = "low_res"
@@ -92,6 +93,7 @@ class LowResConfig(Config):
     factor: int = Field(default=4, ge=1)
     degradation: Literal["bicubic", "bsr"] = "bicubic"
     scale: int = Field(default=1, ge=1)
+    fold: int = Field(default=1, ge=1)
     dropout: float = Field(default=0.0, ge=0, le=1)
 
 
@@ -104,16 +106,18 @@ class LowResConditioner(Conditioner):
         super().__init__()
         self.config = config
         self.dropout = config.dropout
-        self.gives = Gives(concat=config.channels)
+        self.gives = Gives(concat=config.channels * config.fold**2)
 
     def forward(self, batch: Batch, encode: Encode) -> Cond:
-        """The image, enlarged ``scale`` times. Raises: ValueError without one, or for another number of channels."""
+        """The image in the latent's size. Raises: ValueError without one, or for another number of channels."""
         if "low_res" not in batch:
             raise ValueError('low_res: this model is conditioned on small images; give batch["low_res"], in [-1, 1]')
         image = batch["low_res"]
         if image.shape[1] != self.config.channels:
             raise ValueError(f"low_res: it has {image.shape[1]} channels, but this model takes images of {self.config.channels}")
-        return Cond(concat=F.interpolate(image, scale_factor=self.config.scale, mode="bicubic") if self.config.scale > 1 else image)
+        if self.config.scale > 1:
+            image = F.interpolate(image, scale_factor=self.config.scale, mode="bicubic")
+        return Cond(concat=F.pixel_unshuffle(image, self.config.fold) if self.config.fold > 1 else image)
 
     def drop(self, batch: Batch, where: Bool[Tensor, " b"]) -> Batch:
         """Zeros where true."""
