@@ -95,14 +95,14 @@ TASKS: dict[str, Callable[[], Recipe]] = {
         "Class to image, the class as a token of cross-attention, 64 px.",
         (LabelConfig(classes=1, width=128, dropout=0.1),),
         guidance=3.0,
-        training=_MUON.replace(steps=6000),
+        training=_MUON.replace(steps=9000),
     ),
     "scenes-class-vector": _task(
         "scenes-class-vector",
         "Class to image, the class added to the time embedding, 64 px.",
         (LabelConfig(classes=1, width=160, route="vector", dropout=0.1),),
         guidance=3.0,
-        training=_MUON.replace(steps=6000),
+        training=_MUON.replace(steps=9000),
     ),
     "scenes-classifier": _classifier,
     "scenes-map": _task(
