@@ -86,6 +86,7 @@ def test_precision_and_recall_equal_torch_fidelity_in_any_chunks(k: int, monkeyp
     r, g = (torch.from_numpy(f).double() for f in (real, generated))
     expected = prc_features_to_metric(g, r, prc_neighborhood=k, prc_batch_size=1000, save_cpu_ram=False, verbose=False)
     monkeypatch.setattr(distances, "CHUNK", 17)
+    monkeypatch.setattr(distances, "BLOCK", 23)
     assert precision_recall(real, generated, k=k) == pytest.approx((expected["precision"], expected["recall"]), abs=1e-6)
 
 

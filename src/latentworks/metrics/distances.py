@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["KernelDistance", "PrecisionRecall", "bootstrap", "frechet_distance", "interval", "kid", "precision_recall"]
 
 Features = Float[np.ndarray, "n d"]
-CHUNK = 256  # rows turned to float64 at a time
+CHUNK, BLOCK = 256, 2048  # rows turned to float64 at a time, and of what they are compared with
 
 
 def frechet_distance(a: Features, b: Features) -> float:
@@ -83,18 +83,31 @@ def precision_recall(real: Features, generated: Features, *, k: int = 3) -> Prec
     Raises: ValueError for unequal dimensions or no more than k samples.
     """
     _check(real, generated, least=k + 1)
-    r, g = torch.from_numpy(real).double(), torch.from_numpy(generated).double()
+    r, g = torch.from_numpy(real), torch.from_numpy(generated)
     return PrecisionRecall(_inside(g, r, _radii(r, k)), _inside(r, g, _radii(g, k)))
+
+
+def _distances(chunk: Tensor, others: Tensor) -> Iterator[Float[Tensor, "c b"]]:
+    """Of a few rows to all others, so many of these at a time."""
+    rows = chunk.double()
+    return (torch.cdist(rows, block.double()) for block in torch.split(others, BLOCK))
 
 
 def _radii(x: Tensor, k: int) -> Float[Tensor, " n"]:
     """Distance of each row to its k-th nearest other row (the nearest of all is itself)."""
-    return torch.cat([torch.cdist(chunk, x).kthvalue(k + 1).values for chunk in torch.split(x, CHUNK)])
+    radii = []
+    for chunk in torch.split(x, CHUNK):
+        nearest = [apart.topk(min(k + 1, apart.shape[1]), largest=False).values for apart in _distances(chunk, x)]
+        radii.append(torch.cat(nearest, dim=1).kthvalue(k + 1).values)
+    return torch.cat(radii)
 
 
 def _inside(x: Tensor, centres: Tensor, radii: Tensor) -> float:
-    inside = [(torch.cdist(chunk, centres) <= radii).any(dim=1) for chunk in torch.split(x, CHUNK)]
-    return float(torch.cat(inside).double().mean())
+    found = 0
+    for chunk in torch.split(x, CHUNK):
+        near = [(apart <= reach).any(dim=1) for apart, reach in zip(_distances(chunk, centres), torch.split(radii, BLOCK), strict=True)]
+        found += int(torch.stack(near).any(dim=0).sum())
+    return found / len(x)
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], rows: np.ndarray, *, seed: int, resamples: int = 100) -> Iterator[float]:
