@@ -35,7 +35,7 @@ def reconstruct(
     """One pass over the images, never all in memory. A reconstruction is that of the posterior's mode, clamped to [-1, 1]."""
     first_stage.eval()
     keep_memory(first_stage.mean.device)
-    losses: list[dict[str, Tensor]] = []
+    losses: dict[str, list[float]] = {}
     features: tuple[list[Float[np.ndarray, "b d"]], list[Float[np.ndarray, "b d"]]] = [], []
     codes = torch.zeros(first_stage.config.codes if isinstance(first_stage, VQAutoencoder) else 0, dtype=torch.long)
     done = 0
@@ -44,7 +44,8 @@ def reconstruct(
         with torch.no_grad():
             made = first_stage(x.to(first_stage.mean.device))
         y = made.image.float().clamp(-1, 1).cpu()
-        losses.append(_losses(y, x))
+        for name, values in _losses(y, x).items():
+            losses.setdefault(name, []).extend(values.tolist())  # a small tensor kept of each batch would pin the memory around it
         if made.codes is not None:
             codes += torch.bincount(made.codes.flatten().cpu(), minlength=len(codes))
         if reference.has_features:
@@ -75,12 +76,11 @@ def _losses(y: Tensor, x: Tensor) -> dict[str, Float[Tensor, " b"]]:
     return {**losses, "SSIM": ssim(y, x)} if min(x.shape[2:]) >= WINDOW else losses
 
 
-def _paired(losses: list[dict[str, Tensor]], reference: Reference, n: int) -> list[Measurement]:
+def _paired(losses: dict[str, list[float]], reference: Reference, n: int) -> list[Measurement]:
     """Means over the images that have a value: an all-white one has no non-white pixels."""
     measurements = []
-    for name in losses[0]:
-        values = torch.cat([loss[name] for loss in losses]).double()
-        values = values[~values.isnan()]
+    for name, of_all in losses.items():
+        values = np.array([value for value in of_all if not np.isnan(value)])
         if len(values):
             against, unit = f"the same images: {reference.name}, {n} images", "" if name == "SSIM" else "dB"
             measurements.append(Measurement(f"{name} of reconstructions", float(values.mean()), len(values), against, "none", unit=unit))
