@@ -1,7 +1,8 @@
-"""One change of `openmoji-64` at a time, each trained as long: what it does to distance, to captions and to speed.
+"""One change at a time, each trained as long: what it does to distance, to captions and to speed.
 
-A variant is the recipe with a few settings (`VARIANTS`), trained from random weights for `--minutes` with a constant learning rate (`BASE`)
-and judged by its averaged weights. First stages that are compared are trained first, each with as many steps; the other variants share the
+A variant is `openmoji-64` with a few settings (`VARIANTS`), trained from random weights for `--minutes` with a constant learning rate, and
+judged by its averaged weights. Where it says no other, it has the text transformer of the first bundled model (`BASE`); the recipe has
+since taken what was best. First stages that are compared are trained first, each with as many steps; the other variants share the
 bundled one. Then 500 captions of training emoji are drawn with guidance 3 in 20 steps. Figures: the distance between these pictures and
 all captioned training images; how often the emoji named is nearest, or among the five nearest (`captions.py`; captions without a skin tone
 alone); pictures a second while drawing; steps taken. Rows of an earlier call, measured alike, stay in the result. Variants that are in
@@ -36,9 +37,9 @@ from latentworks.request import SampleRequest
 from latentworks.runs import Progress, RunRequest, train_run
 
 SEED, GUIDANCE, STEPS = 0, 3.0, 20
-BASE = ("train.steps=1000000", "train.decay=constant", "train.optimiser=muon", "train.lr=2e-3")
 SIZES = "width: 256, heads: 4, length: 24, vocabulary: 2048, dropout: 0.1"
 TEXT = f"conditioners=[{{{{kind: text, {SIZES}, layers: {{}}, neighbours: {{}}, vector: {{}}}}}}]"
+BASE = ("train.steps=1000000", "train.decay=constant", TEXT.format(4, 0, 0))
 F8 = ("unet.channels=128", "unet.multipliers=[1,2]", "unet.attention=[2]")
 """A net for latents of 8 x 8, about as fast as the recipe's is on 16 x 16."""
 

@@ -103,7 +103,7 @@ def _condition(config: ConditionerConfig) -> ConditionerConfig:
     dropout = {"dropout": min(config.dropout, 0.1)}
     match config:
         case TextConfig():
-            return config.replace(**CONTEXT, length=8, vocabulary=300, **dropout)
+            return config.replace(**CONTEXT, length=8, vocabulary=300, vector=4 * WIDTH if config.vector else 0, **dropout)
         case FrozenTextConfig():
             return config.replace(encoder="encoder", length=8, **dropout)
         case LabelConfig():

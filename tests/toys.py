@@ -29,7 +29,10 @@ DIFFUSION = [
     "train.batch=4", "train.steps=8", "train.warmup=0", "intervals.log=1", "intervals.checkpoint=100", "intervals.evaluate=100",
     "sampling.steps=2",
 ]  # fmt: skip
-TEXT = [f"conditioners.0.{key}" for key in ("width=16", "layers=1", "heads=2", "head_channels=8", "length=6", "vocabulary=300")]
+TEXT = [
+    f"conditioners.0.{key}"
+    for key in ("width=16", "layers=1", "heads=2", "head_channels=8", "length=6", "vocabulary=300", "neighbours=0", "vector=0")
+]
 
 
 def ae(*overrides, name="openmoji-64-ae"):

@@ -7,7 +7,7 @@ from latentworks.first_stage import KLConfig, VQConfig
 from latentworks.nn.discriminator import DiscriminatorConfig
 from latentworks.noisy_classifier import NoisyClassifierConfig
 from latentworks.objectives.first_stage import FirstStageObjectiveConfig
-from latentworks.recipe import ClassifierRecipe, DiffusionRecipe, FirstStageRecipe
+from latentworks.recipe import ClassifierRecipe, DiffusionRecipe, FirstStageRecipe, SamplingDefaults
 from latentworks.train import TrainConfig
 from latentworks.unet import UNetConfig
 
@@ -26,7 +26,9 @@ _FIRST_STAGE_TRAINING = TrainConfig(
     steps=8000, batch=16, optimiser="adam", lr=2e-3, betas=(0.9, 0.99), warmup=100, decay="cosine", final_lr=0.01, ema=0.999, clip=1.0
 )
 _SMALL_UNET = UNetConfig(channels=64, multipliers=(1, 2, 3), blocks=1, attention=(2, 4), head_channels=32, groups=8)
-_LATENT_TRAINING = TrainConfig(steps=6000, batch=32, lr=5e-4, warmup=100, decay="cosine", final_lr=0.02, ema=0.999, clip=1.0)
+_LATENT_TRAINING = TrainConfig(
+    steps=6000, batch=32, optimiser="muon", lr=2e-3, warmup=100, decay="cosine", final_lr=0.02, ema=0.999, clip=1.0
+)
 
 
 def openmoji_64_ae() -> FirstStageRecipe:
@@ -72,21 +74,23 @@ def openmoji_64() -> DiffusionRecipe:
         name="openmoji-64",
         data=Preprocess(size=64),
         first_stage=openmoji_64_ae().first_stage,
-        conditioners=(TextConfig(width=256, layers=4, heads=4, length=24, vocabulary=2048, dropout=0.1),),
+        conditioners=(TextConfig(width=256, layers=2, heads=4, length=24, vocabulary=2048, neighbours=2, vector=256, dropout=0.1),),
         unet=_SMALL_UNET,
         process=ProcessConfig(prediction="v"),
         train=_LATENT_TRAINING,
+        sampling=SamplingDefaults(guidance=2.0),
     )
 
 
 def class_64() -> DiffusionRecipe:
     """Class to image for a folder whose sub-folders are the classes."""
-    return openmoji_64().replace(name="class-64", conditioners=(LabelConfig(classes=1, width=256, dropout=0.1).model_dump(),))
+    labels = LabelConfig(classes=1, width=256, dropout=0.1)
+    return openmoji_64().replace(name="class-64", conditioners=(labels.model_dump(),), sampling={})
 
 
 def unconditional_64() -> DiffusionRecipe:
     """Images without any condition, for a plain folder."""
-    return openmoji_64().replace(name="unconditional-64", conditioners=())
+    return openmoji_64().replace(name="unconditional-64", conditioners=(), sampling={})
 
 
 def class_64_classifier() -> ClassifierRecipe:
@@ -97,5 +101,5 @@ def class_64_classifier() -> ClassifierRecipe:
         first_stage=openmoji_64_ae().first_stage,
         process=openmoji_64().process,
         classifier=NoisyClassifierConfig(unet=_SMALL_UNET.replace(channels=32, dropout=0.1).model_dump(), classes=1),
-        train=_LATENT_TRAINING.replace(steps=3000, weight_decay=0.05),
+        train=_LATENT_TRAINING.replace(steps=3000, optimiser="adamw", lr=5e-4, weight_decay=0.05),
     )
