@@ -27,11 +27,10 @@ LIMITS = """
 ## What it is for, and what not
 
 It shows what the software does: small emoji-like pictures from names such as "woman astronaut with dark skin tone". It learned from 3,667
-pictures on two processor cores, about 18 minutes its first stage and 70 the rest; its decoder then learned to see past the net's
-errors. It knows most emoji by the names it read, largely by heart: the audit below says how many of its samples are copies. Other names of
-the same emoji, a skin tone it never saw a person in, and anything outside the data often fail. Prompts of `lw demo` were chosen among 24
-tried for the model before this one. Compare its figures with those of its first stage and of real held-out images below, not with published
-FIDs: the feature network is another one.
+pictures on two processor cores, its first stage in about 18 minutes, the rest in about 70; its decoder also learned to see past what the
+diffusion model gets wrong. It knows most emoji by the names it read, largely by heart: the audit below says how many of its samples are
+copies. Other names of the same emoji, people in a skin tone it never saw them in, and anything outside the data often fail. Compare its
+figures with those of its first stage and of real held-out images below, not with published FIDs: the feature network is another one.
 """
 
 CAPTIONS = """## Does it draw what is asked for (`benchmarks/captions.py`)

@@ -123,7 +123,10 @@ class ContractingPath(nn.Module, ABC):
         super().__init__()
         emb = 4 * config.channels
         if gives.vector not in (0, emb):
-            raise ValueError(f"vector: a condition {gives.vector} wide cannot be added to the time embedding: its width must be {emb}")
+            raise ValueError(
+                f"vector: a condition {gives.vector} wide cannot be added to the time embedding: its width must be {emb}, 4 times "
+                f"unet.channels: for a prompt --set conditioners.0.vector={emb}, for a class --set conditioners.0.width={emb}"
+            )
         self.config, self.channels, self.gives = config, channels, gives
         self.time_embed = nn.Sequential(nn.Linear(config.channels, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.conv_in = nn.Conv2d(channels + gives.concat, config.channels, 3, padding=1)
