@@ -31,9 +31,10 @@ def frechet_distance(a: Features, b: Features) -> float:
 def _gaussian(features: Features) -> tuple[Float[Tensor, " d"], Float[Tensor, "r d"]]:
     """Mean and a factor R of the unbiased covariance R^T R with at most d rows; QR by chunks never squares a number."""
     x = torch.from_numpy(features)
-    mean = x.mean(dim=0, dtype=torch.float64)
+    chunks = torch.split(x, CHUNK)
+    mean = torch.stack([chunk.double().sum(dim=0) for chunk in chunks]).sum(dim=0) / len(x)
     factor = x.new_zeros((0, x.shape[1]), dtype=torch.float64)
-    for chunk in torch.split(x, CHUNK):
+    for chunk in chunks:
         factor = torch.cat([factor, chunk.double() - mean])
         if len(factor) > x.shape[1]:
             factor = torch.linalg.qr(factor, mode="r").R

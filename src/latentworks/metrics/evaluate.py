@@ -10,7 +10,7 @@ from latentworks.data.sources import convert_depth
 from latentworks.data.transforms import from_tensor
 from latentworks.first_stage import FirstStage
 from latentworks.metrics.distances import bootstrap, frechet_distance, interval, kid, precision_recall
-from latentworks.metrics.features import FeatureNetwork, collect, extract
+from latentworks.metrics.features import FeatureNetwork, Rows, extract
 from latentworks.metrics.measurement import Evaluation, Measurement, Progress
 from latentworks.metrics.reconstruction import reconstruct
 from latentworks.metrics.reference import Reference, conditions
@@ -69,17 +69,16 @@ def _evaluate_model(
     held_out: Reference | None,
     resamples: int,
 ) -> Iterator[Progress | Evaluation]:
-    drawn: list[Features] = []
+    drawn = Rows(request.n if reference.has_features else 0, network.dim)
     for pixels in _draw(pipeline, request, wanted) if reference.has_features else ():
-        drawn += extract(network, pixels, request.batch)
-        yield Progress("drawing", sum(map(len, drawn)), request.n)
+        drawn.add(extract(network, pixels, request.batch))
+        yield Progress("drawing", len(drawn), request.n)
     paired, originals = yield from reconstruct(pipeline.model.first_stage, reference, network, request.batch)
     if originals is None:
         yield paired
         return
     facts = _Facts(reference.name, network, request.seed, _settings(pipeline, request))
-    images = collect(drawn)
-    drawn.clear()  # else all features are in memory twice
+    images = drawn.features
     measurements, notes = (yield from _compare("", originals, images, facts, resamples)), []
     if held_out is not None and len(held_out.source) >= FLOOR:
         real = yield from _embed(held_out, network, request.batch)
@@ -108,11 +107,11 @@ def _settings(pipeline: Pipeline, request: SampleRequest) -> str:
 
 
 def _embed(reference: Reference, network: FeatureNetwork, batch: int) -> Generator[Progress, None, Features]:
-    rows: list[Features] = []
+    rows = Rows(len(reference.source), network.dim)
     for part in reference.dataset.batches(batch):
-        rows += extract(network, from_tensor(part["image"]), batch)
-        yield Progress("real held-out images", sum(map(len, rows)), len(reference.source))
-    return collect(rows)
+        rows.add(extract(network, from_tensor(part["image"]), batch))
+        yield Progress("real held-out images", len(rows), len(reference.source))
+    return rows.features
 
 
 class _Facts(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentworks.nn.efficientnet import HASHES, load_efficientnet, weights_path
 
-__all__ = ["FeatureNetwork", "Lite0Features", "Picture", "collect", "extract", "inception"]
+__all__ = ["FeatureNetwork", "Lite0Features", "Picture", "Rows", "collect", "extract", "inception"]
 
 Picture = Image.Image | UInt8[np.ndarray, "h w c"]
 """An 8-bit image: Pillow's (RGB or L), or an array ``h w 3``, ``h w 1`` or ``h w``."""
@@ -47,7 +47,29 @@ def collect(chunks: Iterable[Float[np.ndarray, "b d"]]) -> Float[np.ndarray, "n 
     rows = list(chunks)
     if not rows:
         raise ValueError("no images to measure: the folder or the sample is empty")
-    return np.concatenate(rows)
+    return np.concatenate(rows) if len(rows) > 1 else rows[0]
+
+
+class Rows:
+    """Features of up to ``most`` images in one matrix from the start: chunks that are joined at the end would be in memory twice."""
+
+    def __init__(self, most: int, dim: int) -> None:
+        self._matrix = np.empty((most, dim), np.float32)
+        self._done = 0
+
+    def __len__(self) -> int:
+        return self._done
+
+    def add(self, chunks: Iterable[Float[np.ndarray, "b d"]]) -> None:
+        """The rows of what `extract` yields. Raises: ValueError (NumPy's) for more than there is room for."""
+        for chunk in chunks:
+            self._matrix[self._done : self._done + len(chunk)] = chunk
+            self._done += len(chunk)
+
+    @property
+    def features(self) -> Float[np.ndarray, "n d"]:
+        """All rows so far, without a copy. Raises: ValueError if there are none."""
+        return collect([self._matrix[: self._done]] if self._done else [])
 
 
 def _rgb(image: Picture) -> Image.Image:

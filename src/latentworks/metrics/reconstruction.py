@@ -12,7 +12,7 @@ from latentworks.data.transforms import from_tensor
 from latentworks.engine import keep_memory
 from latentworks.first_stage import FirstStage, VQAutoencoder
 from latentworks.metrics.distances import frechet_distance
-from latentworks.metrics.features import FeatureNetwork, collect, extract
+from latentworks.metrics.features import FeatureNetwork, Rows, extract
 from latentworks.metrics.measurement import Evaluation, Measurement, Progress
 from latentworks.metrics.paired import codebook_use, psnr, psnr_non_white, ssim
 from latentworks.metrics.reference import Reference
@@ -36,7 +36,7 @@ def reconstruct(
     first_stage.eval()
     keep_memory(first_stage.mean.device)
     losses: dict[str, list[float]] = {}
-    features: tuple[list[Float[np.ndarray, "b d"]], list[Float[np.ndarray, "b d"]]] = [], []
+    originals, made_again = (Rows(len(reference.source) if reference.has_features else 0, network.dim) for _ in range(2))
     codes = torch.zeros(first_stage.config.codes if isinstance(first_stage, VQAutoencoder) else 0, dtype=torch.long)
     done = 0
     for part in reference.dataset.batches(batch):
@@ -49,18 +49,17 @@ def reconstruct(
         if made.codes is not None:
             codes += torch.bincount(made.codes.flatten().cpu(), minlength=len(codes))
         if reference.has_features:
-            for rows, images in zip(features, (x, y), strict=True):
-                rows += extract(network, from_tensor(images), batch)  # in 8 bits, as they would be saved
+            for rows, images in ((originals, x), (made_again, y)):
+                rows.add(extract(network, from_tensor(images), batch))  # in 8 bits, as they would be saved
         done += len(x)
         yield Progress("reconstructing", done, len(reference.source))
     if not losses:
         raise ValueError(f"{reference.name}: not one image can be read; `lw data check` says why")
     measurements, notes = [*_paired(losses, reference, done)], []
-    originals = collect(features[0]) if reference.has_features else None
-    if originals is None:
+    if not reference.has_features:
         notes.append(f"features are taken from 1 or 3 channels, these images have {reference.channels}: only paired measures are given")
     elif done > 1:
-        distance, against = frechet_distance(originals, collect(features[1])), f"the same images: {reference.name}, {done} images"
+        distance, against = frechet_distance(originals.features, made_again.features), f"the same images: {reference.name}, {done} images"
         name, label = "Fréchet distance of reconstructions", f"{network.name} {network.hash[:8]}"
         measurements.append(Measurement(name, distance, done, against, network.resize, network=label))
     if len(codes):
@@ -68,7 +67,7 @@ def reconstruct(
     if reference.dataset.skipped:
         skipped = reference.dataset.skipped
         notes.append(f"damaged images were left out: {len(skipped)} ({', '.join(skipped[:5])})")
-    return Reconstructed(Evaluation(measurements, notes), originals)
+    return Reconstructed(Evaluation(measurements, notes), originals.features if reference.has_features else None)
 
 
 def _losses(y: Tensor, x: Tensor) -> dict[str, Float[Tensor, " b"]]:
