@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from latentworks.data.dataset import Extras, ImageDataset, indices_for
+from latentworks.completion import extras_of as carried
+from latentworks.conditioners import TextConfig
+from latentworks.data.dataset import Extras, ImageDataset, change_words, indices_for
 from latentworks.data.sources import FolderSource
 from latentworks.data.transforms import Preprocess, to_tensor
 from toys import scenes_folder
@@ -109,6 +111,26 @@ def test_fields_that_are_not_there_are_left_out(tmp_path):
 
 def extras_of(path, *, seed=0, size=20, **extras):
     return ImageDataset(FolderSource(path), Preprocess(size=size), seed=seed, extras=Extras(**extras))
+
+
+def test_words_are_left_out_and_put_in_any_order_in_training_only(folder):
+    extras = carried([TextConfig(word_dropout=0.5, word_shuffle=0.5)])
+    dataset = ImageDataset(FolderSource(folder), Preprocess(size=8), extras=extras)
+    read = [dataset.batch([3], step=step)["text"][0] for step in range(60)]
+    assert set(read) == {"a 3", "3 a", "a", "3", "alias 3", "3 alias", "alias"}
+    assert read == [dataset.batch([7, 3], step=step)["text"][1] for step in range(60)], "a function of seed, step and index"
+    assert dataset.batch([3])["text"] == ["a 3"], "what is measured reads the caption as it is"
+
+
+def test_changed_words_are_as_often_as_asked():
+    rng, caption = np.random.default_rng(0), "man with dark skin tone"
+    changed = [change_words(caption, 0.2, 0.0, rng).split() for _ in range(2000)]
+    assert abs(np.mean([len(words) for words in changed]) - 4) < 0.1
+    assert all(words == [word for word in caption.split() if word in words] for words in changed), "in order"
+    shuffled = [change_words(caption, 0.0, 0.3, rng) for _ in range(2000)]
+    assert all(sorted(words.split()) == sorted(caption.split()) for words in shuffled)
+    assert abs(np.mean([words != caption for words in shuffled]) - 0.3) < 0.05
+    assert {change_words("a b", 1.0, 0.0, rng) for _ in range(20)} == {"a", "b"}, "one word stays"
 
 
 def test_boxes_are_the_largest_in_an_order_of_their_own(tmp_path):

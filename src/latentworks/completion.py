@@ -41,12 +41,14 @@ def needs_of(recipe: Recipe) -> tuple[Need, ...]:
 def extras_of(configs: Iterable[ConditionerConfig | Config]) -> Extras:
     """What batches must carry for conditioners of these configs, beside images, captions and classes."""
     given = {type(config): config for config in configs}
-    layout, low_res = given.get(LayoutConfig), given.get(LowResConfig)
+    layout, low_res, text = given.get(LayoutConfig), given.get(LowResConfig), given.get(TextConfig)
     return Extras(
         boxes=layout.objects if isinstance(layout, LayoutConfig) else 0,
         segmentation=SegmentationConfig in given,
         low_res=(low_res.degradation, low_res.factor) if isinstance(low_res, LowResConfig) else None,
         holes=MaskedImageConfig in given,
+        word_dropout=text.word_dropout if isinstance(text, TextConfig) else 0.0,
+        word_shuffle=text.word_shuffle if isinstance(text, TextConfig) else 0.0,
     )
 
 

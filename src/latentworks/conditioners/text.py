@@ -24,6 +24,8 @@ class TextConfig(Config):
 
     ``neighbours``: with how many tokens to either side each is mixed first (`latentworks.nn.transformer.Neighbours`), or 0.
     ``vector``: width of a vector of the whole prompt, added to the time embedding and then as wide as that, or 0: tokens alone.
+    ``word_dropout``, ``word_shuffle``: in training each word of a caption is left out with that probability (one stays), and with this one
+    the words of a caption are put in any order, so that a few captions are not just learned by heart.
     """
 
     kind: Literal["text"] = "text"
@@ -36,6 +38,8 @@ class TextConfig(Config):
     neighbours: int = Field(default=0, ge=0)
     vector: int = Field(default=0, ge=0)
     dropout: float = Field(default=0.0, ge=0, le=1)
+    word_dropout: float = Field(default=0.0, ge=0, le=1)
+    word_shuffle: float = Field(default=0.0, ge=0, le=1)
 
     @property
     def extension(self) -> str:

@@ -21,7 +21,7 @@ from latentworks.data.transforms import PLAIN, Pixels, Preprocess, Variant, Wind
 from latentworks.random import generator, seed_of
 from latentworks.types import Batch, Box
 
-__all__ = ["Extras", "ImageDataset", "indices_for"]
+__all__ = ["Extras", "ImageDataset", "change_words", "indices_for"]
 
 _CHUNK = 64  # images between two reports of progress
 
@@ -32,13 +32,15 @@ class Extras:
 
     ``boxes``: at most so many of an image, the largest ones, in an order of their own at each step. ``low_res``: a small version of each
     image, by which degradation and how many times smaller. ``holes``: a mask, the image's own where one is measured on it and it has one,
-    else drawn anew at each step.
+    else drawn anew at each step. ``word_dropout``, ``word_shuffle``: how captions are changed at each step, see `TextConfig`.
     """
 
     boxes: int = 0
     segmentation: bool = False
     low_res: tuple[Degradation, int] | None = None
     holes: bool = False
+    word_dropout: float = 0.0
+    word_shuffle: float = 0.0
 
 
 class ImageDataset:
@@ -175,9 +177,17 @@ class ImageDataset:
         return [self.preprocess.draw(generator(self.seed, "variant", step, i)) for i in indices]
 
     def _caption(self, captions: tuple[str, ...], index: int, step: int | None) -> str:
-        if step is None or self.captions == "main" or len(captions) < 2:
-            return captions[0] if captions else ""
-        return captions[int(torch.randint(len(captions), (), generator=generator(self.seed, "caption", step, index)))]
+        if not captions:
+            return ""
+        if step is None or self.captions == "main":
+            return captions[0]
+        caption = captions[0]
+        if len(captions) > 1:
+            caption = captions[int(torch.randint(len(captions), (), generator=generator(self.seed, "caption", step, index)))]
+        if not (self.extras.word_dropout or self.extras.word_shuffle):
+            return caption
+        rng = np.random.default_rng(seed_of(self.seed, "words", step, index))
+        return change_words(caption, self.extras.word_dropout, self.extras.word_shuffle, rng)
 
     def _fitted(self, index: int) -> Pixels | None:
         """What variants are cut from; None for a damaged file."""
@@ -211,6 +221,16 @@ class ImageDataset:
 
     def _cut(self, images: Sequence[Pixels], variants: Sequence[Variant]) -> Float[Tensor, "b c h w"]:
         return to_tensor(np.stack([self.preprocess.cut(image, variant) for image, variant in zip(images, variants, strict=True)]))
+
+
+def change_words(caption: str, dropout: float, shuffle: float, rng: np.random.Generator) -> str:
+    """Each word left out with probability ``dropout``, but never all, then with probability ``shuffle`` the rest in any order."""
+    words = caption.split()
+    kept = [word for word, chance in zip(words, rng.random(len(words)), strict=True) if chance >= dropout]
+    kept = kept or [words[int(rng.integers(len(words)))]]
+    if rng.random() < shuffle:
+        rng.shuffle(kept)
+    return " ".join(kept)
 
 
 def indices_for(n: int, seed: int, step: int, batch: int) -> list[int]:
