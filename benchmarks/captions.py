@@ -5,15 +5,18 @@ subtraction of the gallery's mean. Three kinds of captions (`lw data openmoji`):
 
 - "known": training captions without a skin tone: the share for which the emoji itself is nearest, or among the five nearest;
 - "tones": people in a skin tone in which training never shows them: the share whose nearest emoji is this person, in this tone, both.
+  These features see little of colours, so besides, of people in one tone, what colour of skin most pixels are nearest to.
   Beside it what the image of the training caption nearest to this one would give (most words in common, then the shortest);
 - "unused": other names of training emoji that training does not read.
+
+And what no model in this latent space can well pass: the emoji themselves, encoded and decoded.
 
     python benchmarks/captions.py openmoji-64 --data openmoji --guidance 3 5
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +25,18 @@ import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from record import save, table
-from restoration import BATCH, pipeline
+from restoration import BATCH, pipeline, reconstructed
 
 from latentworks.metrics.features import Lite0Features, collect, extract
 from latentworks.pipeline import Drawn, Pipeline
 from latentworks.request import SampleRequest
 
 TOP = 5
+SKIN = np.array([[0xFA, 0xDC, 0xBC], [0xE0, 0xBB, 0x95], [0xBF, 0x8F, 0x68], [0x9B, 0x64, 0x3D], [0x59, 0x45, 0x39]], float)
+TONES = [f"{tone} skin tone" for tone in ("light", "medium-light", "medium", "medium-dark", "dark")]
+"""OpenMoji's colours of skin, and what they are called."""
+NEAR = 25.0
+"""From a pixel to a colour of skin, in levels of 255."""
 
 
 class Asked(NamedTuple):
@@ -106,6 +114,26 @@ def person_and_tone(gallery: Gallery, asked: Sequence[Asked], nearest: Int[np.nd
     return dict(zip(("person", "tone", "person and tone"), np.mean(figures, axis=0).tolist(), strict=True))
 
 
+def figures(gallery: Gallery, asked: dict[str, list[Asked]], images: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float]:
+    """The shares of every kind of captions that there are images for."""
+    found = {kind: gallery.nearest(pictures) for kind, pictures in images.items()}
+    of_names = {f"{kind}, {what}": x for kind in found if kind != "tones" for what, x in named(asked[kind], found[kind]).items()}
+    tones = asked["tones"]
+    return of_names | person_and_tone(gallery, tones, found["tones"]) | {"tone by colour": tone_by_colour(gallery, tones, images["tones"])}
+
+
+def tone_by_colour(gallery: Gallery, asked: Sequence[Asked], images: Sequence[np.ndarray]) -> float:
+    """The share of people in one tone whose picture has more pixels near that colour of skin than near any other."""
+    right = []
+    for one, image in zip(asked, images, strict=True):
+        wanted = {tone for _, tone in gallery.people[one.place]}
+        if wanted <= set(TONES):
+            away = np.linalg.norm(image[:, :, None].astype(float) - SKIN, axis=-1)
+            pixels = away.argmin(axis=-1)[away.min(axis=-1) < NEAR]
+            right.append(TONES[int(np.bincount(pixels, minlength=len(TONES)).argmax())] in wanted)
+    return float(np.mean(right))
+
+
 def drawn(pipe: Pipeline, asked: Sequence[Asked], request: SampleRequest) -> list[np.ndarray]:
     """An image for each caption; image i has seed ``request.seed + i``."""
     images: list[np.ndarray] = []
@@ -152,13 +180,16 @@ def main() -> None:
     rows: list[dict[str, Any]] = [
         {"images": "of the nearest training caption", **person_and_tone(gallery, asked["tones"], copied(gallery, asked["tones"]))}
     ]
+    itself = {kind: np.stack([_opened(gallery.files[one.place]) for one in asked[kind]]) for kind in ("known", "tones")}
+    rows.append(
+        {"images": "the emoji, through the first stage", **figures(gallery, asked, {k: reconstructed(pipe, x) for k, x in itself.items()})}
+    )
     for guidance in options.guidance:
         request = SampleRequest(
             guidance=guidance, sampler=options.sampler or pipe.defaults.sampler, steps=options.steps, seed=options.seed, batch=BATCH
         )
-        found = {kind: gallery.nearest(drawn(pipe, captions, request)) for kind, captions in asked.items()}
-        of_names = {f"{kind}, {what}": share for kind in ("known", "unused") for what, share in named(asked[kind], found[kind]).items()}
-        rows.append({"images": f"drawn, guidance {guidance:g}", **of_names, **person_and_tone(gallery, asked["tones"], found["tones"])})
+        images = {kind: drawn(pipe, captions, request) for kind, captions in asked.items()}
+        rows.append({"images": f"drawn, guidance {guidance:g}", **figures(gallery, asked, images)})
     columns = list(rows[-1])
     print(
         table(

@@ -27,17 +27,18 @@ LIMITS = """
 ## What it is for, and what not
 
 It shows what the software does: small emoji-like pictures from names such as "woman astronaut with dark skin tone". It learned from 3,667
-pictures on two processor cores, its first stage in about 18 minutes, the rest in about 70; its decoder also learned to see past what the
-diffusion model gets wrong. It knows most emoji by the names it read, largely by heart: the audit below says how many of its samples are
-copies. Other names of the same emoji, people in a skin tone it never saw them in, and anything outside the data often fail. Compare its
-figures with those of its first stage and of real held-out images below, not with published FIDs: the feature network is another one.
+pictures on two processor cores, its first stage in about 18 minutes, the rest in about 70; its decoder learned for another 45 to see past
+what the diffusion model gets wrong. It knows most emoji by the names it read, largely by heart: the audit below says how many of its
+samples are copies. Other names of the same emoji, people in a skin tone it never saw them in, and anything outside the data often fail.
+Compare its figures with those of its first stage and of real held-out images below, not with published FIDs: the feature network is another
+one.
 """
 
 CAPTIONS = """## Does it draw what is asked for (`benchmarks/captions.py`)
 
 Whether the nearest of all real emoji, by the features of the network above less their mean, is the one that was named, or one of the five
 nearest is: for captions it trained on ("known"), for other names of the same emoji ("unused"); and for people in skin tones that training
-never showed, whether it is this person, in this tone.
+never showed, whether it is this person, in this tone. These features see little of colour, so "tone by colour" looks at that of the skin.
 """
 COMPARISON = """## What was compared before (`benchmarks/comparison.py`)
 

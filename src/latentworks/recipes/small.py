@@ -57,15 +57,15 @@ def openmoji_64_ae_vq() -> FirstStageRecipe:
     )
 
 
-def robust_decoder(name: str, of: FirstStageRecipe, steps: int) -> FirstStageRecipe:
+def robust_decoder(name: str, of: FirstStageRecipe, steps: int, noise: float) -> FirstStageRecipe:
     """Begun from a stage of that recipe: its decoder goes on alone, on noisy latents, without a discriminator."""
-    objective = of.objective.replace(decoder_only=True, latent_noise=0.5, perceptual_weight=0.5, adversarial_weight=0.0)
+    objective = of.objective.replace(decoder_only=True, latent_noise=noise, perceptual_weight=0.5, adversarial_weight=0.0)
     return of.replace(name=name, objective=objective.model_dump(), train=of.train.replace(steps=steps, lr=1e-3).model_dump())
 
 
 def openmoji_64_decoder() -> FirstStageRecipe:
     """Another decoder for `openmoji_64_ae`, which sees past what a diffusion model gets wrong; `--from` its run."""
-    return robust_decoder("openmoji-64-decoder", openmoji_64_ae(), 3000)
+    return robust_decoder("openmoji-64-decoder", openmoji_64_ae(), 4000, 0.25)
 
 
 def openmoji_64() -> DiffusionRecipe:
@@ -78,7 +78,7 @@ def openmoji_64() -> DiffusionRecipe:
         unet=_SMALL_UNET,
         process=ProcessConfig(prediction="v"),
         train=_LATENT_TRAINING,
-        sampling=SamplingDefaults(guidance=2.0),
+        sampling=SamplingDefaults(guidance=1.5),
     )
 
 

@@ -40,7 +40,7 @@ def _scenes_ae() -> FirstStageRecipe:
 
 def _scenes_decoder() -> FirstStageRecipe:
     """Another decoder for `scenes-ae`, which sees past what a diffusion model gets wrong; `--from` its run."""
-    return robust_decoder("scenes-decoder", _scenes_ae(), 2500)
+    return robust_decoder("scenes-decoder", _scenes_ae(), 2500, 0.5)
 
 
 def _task(
