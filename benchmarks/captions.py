@@ -5,8 +5,8 @@ subtraction of the gallery's mean. Three kinds of captions (`lw data openmoji`):
 
 - "known": training captions without a skin tone: the share for which the emoji itself is nearest, or among the five nearest;
 - "tones": people in a skin tone in which training never shows them: the share whose nearest emoji is this person, in this tone, both.
-  These features see little of colours, so besides, of people in one tone, what colour of skin most pixels are nearest to.
-  Beside it what the image of the training caption nearest to this one would give (most words in common, then the shortest);
+  Beside it what the image of the training caption nearest to this one would give (most words in common, then the shortest). As these
+  features see little of colour, also of people in one tone the share for which most pixels of skin are in that colour;
 - "unused": other names of training emoji that training does not read.
 
 And what no model in this latent space can well pass: the emoji themselves, encoded and decoded.
