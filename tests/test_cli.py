@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from latentworks.checkpoints.native import load_newest_state, save_folder
+from latentworks.cli import terminal
 from latentworks.request import settings_of
 from toys import DIFFUSION, FIRST_STAGE, TEXT, diffusion_model, first_stage_folder, image_folder, largest_file, lw
 
@@ -210,3 +211,12 @@ def test_the_installed_command_says_the_same():
     done = subprocess.run([Path(sys.executable).with_name("lw"), "sample", "nothing"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("lw: no model 'nothing': no such folder")
+
+
+def test_long_work_says_how_far_it_is_where_there_is_no_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "EVERY", 0.0)
+    assert list(terminal.track([(1, 3), (3, 3)], "drawing")) == [(1, 3), (3, 3)]
+    assert capsys.readouterr() == ("", "drawing: 1 of 3\ndrawing: 3 of 3\n")
+    monkeypatch.setattr(terminal, "EVERY", 30.0)
+    assert list(terminal.track([(1, 3), (3, 3)], "drawing")) == [(1, 3), (3, 3)]
+    assert capsys.readouterr().err == "", "short work says nothing"
