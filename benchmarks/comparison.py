@@ -58,7 +58,7 @@ VARIANTS = {
     "text, 2 layers": Variant((TEXT.format(2, 0, 0),)),
     "text, 2 layers and neighbours": Variant((TEXT.format(2, 2, 0),)),
     "text, 2 layers, neighbours and vector": Variant((TEXT.format(2, 2, 256),)),
-    "text as there, words left out and in any order": Variant((WORDS,)),
+    "text, 2 layers, neighbours and vector, changed words": Variant((WORDS,)),
     "eps": Variant(("process.prediction=eps",)),
     "x0": Variant(("process.prediction=x0",)),
     "min-SNR 5": Variant(("objective.min_snr=5",)),
