@@ -9,7 +9,8 @@ subtraction of the gallery's mean. Three kinds of captions (`lw data openmoji`):
   features see little of colour, also of people in one tone the share for which most pixels of skin are in that colour;
 - "unused": other names of training emoji that training does not read.
 
-And what no model in this latent space can well pass: the emoji themselves, encoded and decoded.
+And what no model in this latent space can well pass: the emoji themselves, encoded and decoded. Where a model's text is aligned with its
+latents, also which emoji that text itself takes a caption for: what is understood, be it drawn or not.
 
     python benchmarks/captions.py openmoji-64 --data openmoji --guidance 3 5
 """
@@ -22,11 +23,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image
 from record import save, table
 from restoration import BATCH, pipeline, reconstructed
 
+from latentworks.conditioners import TextConditioner
 from latentworks.metrics.features import Lite0Features, collect, extract
 from latentworks.pipeline import Drawn, Pipeline
 from latentworks.request import SampleRequest
@@ -116,10 +119,39 @@ def person_and_tone(gallery: Gallery, asked: Sequence[Asked], nearest: Int[np.nd
 
 def figures(gallery: Gallery, asked: dict[str, list[Asked]], images: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float]:
     """The shares of every kind of captions that there are images for."""
-    found = {kind: gallery.nearest(pictures) for kind, pictures in images.items()}
-    of_names = {f"{kind}, {what}": x for kind in found if kind != "tones" for what, x in named(asked[kind], found[kind]).items()}
     tones = asked["tones"]
-    return of_names | person_and_tone(gallery, tones, found["tones"]) | {"tone by colour": tone_by_colour(gallery, tones, images["tones"])}
+    shares = of_places(gallery, asked, {kind: gallery.nearest(pictures) for kind, pictures in images.items()})
+    return shares | {"tone by colour": tone_by_colour(gallery, tones, images["tones"])}
+
+
+def of_places(gallery: Gallery, asked: dict[str, list[Asked]], found: Mapping[str, Int[np.ndarray, "n top"]]) -> dict[str, float]:
+    """The shares of every kind of captions that there are places for, the likest first."""
+    of_names = {f"{kind}, {what}": x for kind in found if kind != "tones" for what, x in named(asked[kind], found[kind]).items()}
+    return of_names | person_and_tone(gallery, asked["tones"], found["tones"])
+
+
+@torch.no_grad()
+def understood(pipe: Pipeline, gallery: Gallery, asked: Sequence[Asked]) -> Int[np.ndarray, "n top"]:
+    """Places of the emoji whose latents are the likest to each caption by the model's own text, which is aligned."""
+    text = aligned_text(pipe)
+    assert text is not None
+    assert text.tower is not None
+    towers, texts = [], []
+    for start in range(0, len(gallery.files), BATCH):
+        images = np.stack([_opened(file) for file in gallery.files[start : start + BATCH]])
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+        towers.append(text.tower(pipe.model.encode(pixels)))
+    for start in range(0, len(asked), BATCH):
+        cond = text({"text": [one.text for one in asked[start : start + BATCH]]}, pipe.model.encode)
+        assert cond.vector is not None
+        texts.append(cond.vector)
+    return np.argsort(-(torch.cat(texts) @ F.normalize(torch.cat(towers), dim=1).T).numpy(), axis=1)[:, :TOP]
+
+
+def aligned_text(pipe: Pipeline) -> TextConditioner | None:
+    """The model's text if it is aligned with its latents."""
+    aligned = [c for c in pipe.model.conditioners if isinstance(c, TextConditioner) and c.config.aligned]
+    return aligned[0] if aligned else None
 
 
 def tone_by_colour(gallery: Gallery, asked: Sequence[Asked], images: Sequence[np.ndarray]) -> float:
@@ -184,6 +216,9 @@ def main() -> None:
     rows.append(
         {"images": "the emoji, through the first stage", **figures(gallery, asked, {k: reconstructed(pipe, x) for k, x in itself.items()})}
     )
+    if aligned_text(pipe) is not None:
+        places = {kind: understood(pipe, gallery, captions) for kind, captions in asked.items()}
+        rows.append({"images": "of the latent likest to the caption", **of_places(gallery, asked, places)})
     for guidance in options.guidance:
         request = SampleRequest(
             guidance=guidance, sampler=options.sampler or pipe.defaults.sampler, steps=options.steps, seed=options.seed, batch=BATCH

@@ -8,6 +8,9 @@ all captioned training images; how often the emoji named is nearest, or among th
 alone); pictures a second while drawing; steps taken. Rows of an earlier call, measured alike, stay in the result. Variants that are in
 `--runs` already are measured, not trained again.
 
+Half an hour is as many steps as the machine has time for. Where another one goes on with rows that are there, `--steps` trains a variant
+whose steps cost as much as the base's for as many as the base's row has (1,438).
+
     python benchmarks/comparison.py base eps min-snr --data openmoji --runs runs/comparison
 """
 
@@ -21,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from captions import Asked, Gallery, drawn, named
 from PIL import Image
-from record import RESULTS, save, table
+from record import RESULTS, machine, save, table
 from restoration import pipeline
 
 from latentworks.metrics.distances import frechet_distance
@@ -29,7 +32,6 @@ from latentworks.metrics.evaluate import evaluate_first_stage
 from latentworks.metrics.features import Lite0Features, collect, extract
 from latentworks.metrics.measurement import Evaluation
 from latentworks.metrics.reference import reference_images
-from latentworks.pipeline import Pipeline
 from latentworks.preparation import load_first_stage
 from latentworks.recipe import Recipe
 from latentworks.recipes import get_recipe
@@ -41,6 +43,7 @@ SIZES = "width: 256, heads: 4, length: 24, vocabulary: 2048, dropout: 0.1"
 TEXT = f"conditioners=[{{{{kind: text, {SIZES}, layers: {{}}, neighbours: {{}}, vector: {{}}}}}}]"
 BASE = ("train.steps=1000000", "train.decay=constant", TEXT.format(4, 0, 0))
 WORDS = TEXT.format(2, 2, 256).replace("}]", ", word_dropout: 0.2, word_shuffle: 0.3}]")
+ALIGNED = WORDS.replace("}]", ", aligned: 8}]")
 F8 = ("unet.channels=128", "unet.multipliers=[1,2]", "unet.attention=[2]")
 """A net for latents of 8 x 8, about as fast as the recipe's is on 16 x 16."""
 
@@ -59,6 +62,7 @@ VARIANTS = {
     "text, 2 layers and neighbours": Variant((TEXT.format(2, 2, 0),)),
     "text, 2 layers, neighbours and vector": Variant((TEXT.format(2, 2, 256),)),
     "text, 2 layers, neighbours and vector, changed words": Variant((WORDS,)),
+    "the same, aligned": Variant((ALIGNED,)),
     "eps": Variant(("process.prediction=eps",)),
     "x0": Variant(("process.prediction=x0",)),
     "min-SNR 5": Variant(("objective.min_snr=5",)),
@@ -115,15 +119,12 @@ class Judge:
         pictures = (np.asarray(Image.open(data / row["file_name"]).convert("RGB")) for row in rows)
         self.real = collect(extract(self.gallery.network, pictures))
 
-    def figures(self, pipe: Pipeline, request: SampleRequest) -> dict[str, float]:
-        """Of a model that draws as requested."""
-        began = time.perf_counter()
-        images = drawn(pipe, self.asked, request)
-        speed = len(images) / (time.perf_counter() - began)
+    def figures(self, images: Sequence[np.ndarray]) -> dict[str, float]:
+        """Of one image a caption."""
         distance = frechet_distance(self.real, collect(extract(self.gallery.network, images)))
         plain = [(one, image) for one, image, plain in zip(self.asked, images, self.plain, strict=True) if plain]
         right = named([one for one, _ in plain], self.gallery.nearest([image for _, image in plain]))
-        return {"distance": round(distance, 2), **{key: round(share, 4) for key, share in right.items()}, "images/s": round(speed, 2)}
+        return {"distance": round(distance, 2), **{key: round(share, 4) for key, share in right.items()}}
 
 
 def measured(names: Sequence[str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -132,12 +133,17 @@ def measured(names: Sequence[str], options: argparse.Namespace) -> Iterator[dict
     for name in names:
         variant = VARIANTS[name]
         stage, stage_figures = stage_of(name, variant, options)
-        recipe = get_recipe("openmoji-64", [*BASE, *variant.settings])
-        run = trained(recipe, options, options.runs / folder_of(name), 60 * options.minutes, stage)
-        pipe = pipeline(str(run / "model"), precision="bf16")
+        recipe = get_recipe("openmoji-64", [*BASE, *variant.settings, *([f"train.steps={options.steps}"] if options.steps else [])])
+        seconds = None if options.steps else 60 * options.minutes
+        run = trained(recipe, options, options.runs / folder_of(name), seconds, stage)
+        pipe = pipeline(str(run / "model"), precision=options.precision)
         request = SampleRequest(guidance=GUIDANCE, sampler=pipe.defaults.sampler, steps=STEPS, seed=SEED, batch=32)
         steps = json.loads((run / "last.json").read_text())["step"]
-        yield {"variant": name, "steps": steps, **judge.figures(pipe, request), **stage_figures}
+        began = time.perf_counter()
+        images = drawn(pipe, judge.asked, request)
+        speed = {"images/s": round(len(images) / (time.perf_counter() - began), 2)}
+        drawn_on = f"{machine()['cpu']}, {options.precision}"
+        yield {"variant": name, "steps": steps, **judge.figures(images), **speed, "drawn on": drawn_on, **stage_figures}
 
 
 def main() -> None:
@@ -146,8 +152,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="what `lw data openmoji` wrote")
     parser.add_argument("--runs", type=Path, required=True, help="a folder for the runs")
     parser.add_argument("--minutes", type=float, default=30.0, help="of training a variant (default: 30)")
+    parser.add_argument("--steps", type=int, help="of training a variant, instead of the minutes")
     parser.add_argument("--stage-steps", type=int, default=3000, help="of training a first stage (default: 3000)")
     parser.add_argument("-n", type=int, default=500, help="captions (default: 500)")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16"], help="of drawing (default: float32)")
     options = parser.parse_args()
     facts = {"minutes": options.minutes, "stage_steps": options.stage_steps, "n": options.n, "guidance": GUIDANCE, "sampling_steps": STEPS}
     path, rows = RESULTS / "comparison.json", []

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["save", "table"]
+__all__ = ["machine", "save", "table"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -19,7 +19,7 @@ def save(name: str, rows: Sequence[dict[str, Any]], **facts: Any) -> Path:
     """Write results/``name``.json: machine, date, ``facts`` and ``rows``."""
     path = RESULTS / f"{name}.json"
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    path.write_text(json.dumps({"date": date, "machine": _machine(), **facts, "rows": list(rows)}, indent=2) + "\n")
+    path.write_text(json.dumps({"date": date, "machine": machine(), **facts, "rows": list(rows)}, indent=2) + "\n")
     return path
 
 
@@ -29,7 +29,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (columns, rule, *rows))
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What figures of speed belong to."""
     models = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     return {
         "cpu": models[0] if models else platform.processor(),

@@ -10,7 +10,9 @@ report RUN --sweep benchmarks/results/sweep.json` shows them beside the run.
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,16 @@ def draw_curves(path: Path) -> None:
     for block in sweep(path, "sweep"):
         if isinstance(block, Charts):
             for chart in block.charts:
-                (path.parent / f"sweep-{chart.title.split()[-1]}.svg").write_text(chart.svg)
+                (path.parent / f"sweep-{chart.title.split()[-1]}.svg").write_text(standalone(chart.svg))
+
+
+def standalone(svg: str) -> str:
+    """A chart of the report as a file of its own: in the colours of its page by daylight, on that page's paper."""
+    light, *_ = (files("latentworks.report") / "templates" / "style.css").read_text(encoding="utf-8").split("}")
+    colours = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]+)", light))
+    begin = f'<svg xmlns="http://www.w3.org/2000/svg" style="background: {colours["paper"]}; color: {colours["ink"]}" '
+    svg = svg.replace("<svg ", begin, 1)
+    return re.sub(r"var\(--([a-z0-9-]+)\)", lambda found: colours[found[1]], svg)
 
 
 def main() -> None:
@@ -53,13 +64,15 @@ def main() -> None:
     parser.add_argument("--samplers", nargs="+", default=[*SAMPLERS], choices=SAMPLERS)
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help=f"default: {' '.join(map(str, STEPS))}")
     parser.add_argument("--guidance", type=float, nargs="+", default=GUIDANCE, help=f"default: {' '.join(f'{g:g}' for g in GUIDANCE)}")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16"], help="of drawing (default: float32)")
     options = parser.parse_args()
-    pipe, judge = pipeline(options.model, precision="bf16"), Judge(options.data, options.n)
+    pipe, judge = pipeline(options.model, precision=options.precision), Judge(options.data, options.n)
     own = pipe.filled(SampleRequest())
     assert own.sampler is not None
     assert own.steps is not None
     assert own.guidance is not None
-    facts = {"model": Path(options.model).name, "weights": fingerprint(options.model), "n": options.n, "seed": 0, "precision": "bf16"}
+    facts = {"model": Path(options.model).name, "weights": fingerprint(options.model), "n": options.n, "seed": 0}
+    facts["precision"] = options.precision
     path = RESULTS / "sweep.json"
     result = json.loads(path.read_text()) if path.is_file() else {}
     rows = result.get("rows", []) if all(result.get(name) == value for name, value in facts.items()) else []

@@ -19,6 +19,7 @@ from latentworks.conditioners import (
     build_conditioner,
     train_tokenizer,
 )
+from latentworks.nn.contrast import contrast
 from latentworks.types import Cond, Gives
 
 TEXT = TextConfig(width=16, layers=1, heads=2, head_channels=8, length=6, vocabulary=300)
@@ -166,6 +167,62 @@ def test_a_prompts_vector_is_of_its_words_alone_and_of_none_for_the_empty_prompt
     words = int((conditioner.tokenize(["a cat"]) != 0).sum())
     torch.testing.assert_close(given.vector[0], conditioner.summary(given.context[0, :words].mean(dim=0)))
     torch.testing.assert_close(given.vector[1], conditioner.summary.bias)
+
+
+def aligned(**changes):
+    config = TEXT.replace(vector=12, aligned=3, channels=2, **changes)
+    return TextConditioner(config, train_tokenizer(CAPTIONS, 290))
+
+
+def alone(x):
+    """The rows of all processes, where there is one."""
+    return x
+
+
+def test_aligned_tokens_are_made_of_the_vector_which_takes_no_gradient_from_them():
+    conditioner = aligned()
+    assert conditioner.gives == Gives(context=16, vector=12)
+    cond = conditioner({"text": ["a cat", "red flag"]}, no_encode)
+    assert cond.context.shape == (2, 3, 16)
+    torch.testing.assert_close(cond.vector.norm(dim=1), torch.full((2,), 12**0.5))
+    torch.testing.assert_close(cond.context.flatten(1), conditioner.spread(cond.vector))
+    (cond.context.sum() + cond.vector.sum()).backward()
+    assert {key.split(".")[0] for key, p in conditioner.named_parameters() if p.grad is not None} == {"spread"}
+    with pytest.raises(ValueError, match="vector: 0, but the 3 tokens"):
+        TEXT.replace(aligned=3)
+
+
+def test_aligned_text_finds_the_latents_it_belongs_to_and_reads_other_orders():
+    conditioner = aligned(width=32, layers=1)
+    texts, z0 = list(dict.fromkeys(CAPTIONS)), torch.randn(5, 2, 8, 8)
+    optimiser = torch.optim.Adam(conditioner.parameters(), lr=3e-3)
+    first = conditioner.contrast({"text": texts}, z0, alone)
+    for _ in range(60):
+        optimiser.zero_grad()
+        conditioner.contrast({"text": texts}, z0, alone).loss.backward()
+        optimiser.step()
+    conditioner.eval()
+    last = conditioner.contrast({"tokens": conditioner.tokenize(texts)}, z0, alone)
+    assert last.loss < 0.1 * first.loss
+    assert last.accuracy == 1
+    other = conditioner.contrast(
+        {"text": ["sunglasses with a cat", "cat red a", "flag red the", "a cat of flag", "face grinning"]}, z0, alone
+    )
+    assert other.accuracy >= 0.8
+
+
+def test_contrast_is_the_cross_entropy_of_cosines_both_ways_and_equal_captions_share():
+    texts, latents, scale = torch.randn(3, 4), torch.randn(3, 4), torch.tensor(2.0)
+    cosines = torch.nn.functional.cosine_similarity(texts[:, None], latents[None], dim=2)
+    forth, back = ((2 * side).log_softmax(dim=1) for side in (cosines, cosines.T))
+    different, two_alike = torch.tensor([[1, 2], [2, 2], [1, 0]]), torch.tensor([[1, 2], [2, 2], [1, 2]])
+    expected = -(forth.diagonal().mean() + back.diagonal().mean()) / 2
+    torch.testing.assert_close(contrast(texts, latents, scale.log(), different, alone).loss, expected)
+    shared = torch.tensor([[0.5, 0.0, 0.5], [0.0, 1.0, 0.0], [0.5, 0.0, 0.5]])
+    expected = -((shared * forth).sum(dim=1).mean() + (shared * back).sum(dim=1).mean()) / 2
+    torch.testing.assert_close(contrast(texts, latents, scale.log(), two_alike, alone).loss, expected)
+    assert contrast(latents[[2, 1, 0]], latents, scale.log(), two_alike, alone).accuracy == 1, "either of two with one caption"
+    assert contrast(latents[[1, 0, 2]], latents, scale.log(), different, alone).accuracy == pytest.approx(1 / 3)
 
 
 def test_text_is_rebuilt_from_its_assets():

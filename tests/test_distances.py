@@ -8,7 +8,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from latentworks.metrics import distances
-from latentworks.metrics.distances import bootstrap, frechet_distance, interval, kid, precision_recall
+from latentworks.metrics.distances import bootstrap, fit_gaussian, frechet_between, frechet_distance, interval, kid, precision_recall
 from latentworks.metrics.measurement import Measurement
 
 
@@ -86,7 +86,6 @@ def test_precision_and_recall_equal_torch_fidelity_in_any_chunks(k: int, monkeyp
     r, g = (torch.from_numpy(f).double() for f in (real, generated))
     expected = prc_features_to_metric(g, r, prc_neighborhood=k, prc_batch_size=1000, save_cpu_ram=False, verbose=False)
     monkeypatch.setattr(distances, "CHUNK", 17)
-    monkeypatch.setattr(distances, "BLOCK", 23)
     assert precision_recall(real, generated, k=k) == pytest.approx((expected["precision"], expected["recall"]), abs=1e-6)
 
 
@@ -100,10 +99,20 @@ def test_precision_and_recall_tell_a_collapse_from_noise() -> None:
 
 def test_bootstrap_interval_of_a_mean() -> None:
     rows = np.random.default_rng(0).standard_normal(400)
-    low, high = interval(rows.mean(), bootstrap(lambda x: float(x.mean()), rows, seed=1, resamples=400))
+    low, high = interval(rows.mean(), bootstrap(lambda drawn: float(rows[drawn].mean()), len(rows), seed=1, resamples=400))
     assert low < rows.mean() < high
     assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.2)  # the standard error of 400 normal values is 1 / 20
-    assert (low, high) == interval(rows.mean(), bootstrap(lambda x: float(x.mean()), rows, seed=1, resamples=400))
+    assert (low, high) == interval(rows.mean(), bootstrap(lambda drawn: float(rows[drawn].mean()), len(rows), seed=1, resamples=400))
+
+
+def test_a_gaussian_of_rows_by_number_is_that_of_the_rows() -> None:
+    x, drawn = features(0, 700, 5), np.random.default_rng(0).integers(700, size=700)
+    whole, by_number = fit_gaussian(np.ascontiguousarray(x[drawn])), fit_gaussian(x, drawn)
+    assert torch.equal(whole.mean, by_number.mean)
+    assert torch.equal(whole.factor, by_number.factor)
+    assert frechet_between(fit_gaussian(x), by_number) == frechet_distance(x, x[drawn]) > 0
+    with pytest.raises(ValueError, match="1 images are too few"):
+        fit_gaussian(x, drawn[:1])
 
 
 def test_unequal_or_too_few_features_are_refused() -> None:

@@ -18,6 +18,7 @@ SPEED = ("images_per_second", "peak_memory_gib")
 COUNTS = "module.first_stage.quantizer.counts"
 EXACT = ["train.precision=float32", "train.steps=4", "train.lr=1e-5", "intervals.evaluate=2"]
 CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+ALIGNED = ["conditioners.0.vector=64", "conditioners.0.aligned=2"]
 GAN = ["objective.discriminator_start=0.5", "objective.discriminator_warmup=0.5"]
 
 
@@ -25,14 +26,14 @@ def figures(path):
     return [{k: v for k, v in json.loads(line).items() if k not in SPEED} for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("kind", ["vq", "text"])
+@pytest.mark.parametrize("kind", ["vq", "text", "aligned"])
 def test_two_processes_equal_one(kind, tmp_path):
     data, stage = image_folder(tmp_path / "data", captions=True), first_stage_folder(tmp_path / "stage")
     if kind == "vq":
         one = ae(*EXACT, *GAN, "train.batch=8", "first_stage.codes=32", "objective.restart_dead_after=3", name="openmoji-64-ae-vq")
         arguments = []
     else:
-        one = ldm(*EXACT, "train.batch=8", "conditioners.0.dropout=0.5")
+        one = ldm(*EXACT, "train.batch=8", "conditioners.0.dropout=0.5", *(ALIGNED if kind == "aligned" else ()))
         arguments = ["--first-stage", stage]
     messages = train_run(RunRequest(one, data, tmp_path / "one" / "run", first_stage=stage if arguments else None))
     messages = [event.text for event in messages if isinstance(event, Message)]

@@ -221,6 +221,13 @@ def test_a_model_of_captions_starts_from_one_of_classes():
     assert all(torch.equal(value, old.unet.state_dict()[key]) for key, value in new.unet.state_dict().items())
 
 
+def test_a_model_whose_text_is_aligned_starts_from_one_whose_text_is_not():
+    new, _ = diffusion_model("conditioners.0.vector=64", "conditioners.0.aligned=2")
+    old, recipe = diffusion_model("conditioners.0.vector=64")
+    assert start_from(new, old, recipe) == ["conditioners.0 is new and starts at random", "conditioners.0 is left out"]
+    assert all(torch.equal(value, old.unet.state_dict()[key]) for key, value in new.unet.state_dict().items())
+
+
 def test_every_other_mismatch_is_named_before_anything_is_copied():
     model, recipe = diffusion_model()
     for overrides, message in (

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from latentworks.conditioners import LabelConditioner, LabelConfig
+from latentworks.conditioners import LabelConditioner, LabelConfig, TextConditioner, TextConfig
 from latentworks.diffusion.process import Process, ProcessConfig
 from latentworks.first_stage import IdentityConfig, KLAutoencoder, KLConfig, VQAutoencoder, VQConfig, build_first_stage
 from latentworks.model import LatentDiffusion
@@ -199,9 +199,9 @@ def test_quantisation_may_begin_later_on_what_the_encoder_has_learnt():
     assert all((encodings == code).all(dim=1).any() for code in model.quantizer.codebook.detach())
 
 
-def diffusion_objective(prediction="eps", conditioned=False, **config):
+def diffusion_objective(prediction="eps", conditioned=False, conditioners=(), **config):
     torch.manual_seed(0)
-    conditioners = [LabelConditioner(LabelConfig(classes=3, width=16))] if conditioned else []
+    conditioners = [LabelConditioner(LabelConfig(classes=3, width=16))] if conditioned else list(conditioners)
     first_stage = build_first_stage(IdentityConfig(in_channels=3))
     sizes = UNetConfig(channels=16, multipliers=(1,), blocks=1, attention=(1,), heads=2, head_channels=None)
     unet = UNet(sizes, first_stage.channels, LatentDiffusion.sum_gives(conditioners))
@@ -235,6 +235,29 @@ def test_the_diffusion_loss_reaches_network_and_conditioner_alike():
     idle = [key for key, value in found.items() if not value.any()]
     assert all("blocks.0.norm2" in key or "cross_attention.q" in key or "cross_attention.k" in key for key in idle), "one token: no choice"
     assert len(found) - len(idle) > 50
+
+
+def test_an_aligned_text_learns_from_the_contrast_alone_and_lightly_enough_for_clipping():
+    torch.manual_seed(0)
+    sizes = {"width": 16, "layers": 1, "heads": 2, "head_channels": 8, "length": 4, "vocabulary": 20}
+    text = TextConditioner(TextConfig(**sizes, vector=64, aligned=2, channels=3))
+    objective = diffusion_objective(conditioners=[text])
+    batch = {**latents(), "tokens": torch.randint(1, 20, (6, 4))}
+    loss = next(objective.losses(batch, 0))
+    assert {"loss", "loss_simple", "loss_aligned", "caption_accuracy"} == set(loss.log)
+    torch.testing.assert_close(loss.value.detach(), loss.log["loss"] + 0.02 * loss.log["loss_aligned"])
+    loss.value.backward()
+    found = gradients(objective.model)
+    assert all(found[f"conditioners.0.{key}.weight"].any() for key in ("spread", "summary", "transformer.tokens", "tower.net.0"))
+    held_out = objective.held_out([batch, batch])
+    assert held_out["loss_aligned"] == pytest.approx(float(loss.log["loss_aligned"]))
+    assert held_out["caption_accuracy"] == pytest.approx(float(loss.log["caption_accuracy"]))
+    of_text = {key: value for key, value in found.items() if key.startswith(("conditioners.0.transformer", "conditioners.0.summary"))}
+    objective.model.zero_grad()
+    (0.02 * text.contrast(batch, batch["latent"], lambda x: x).loss).backward()
+    alone = gradients(objective.model)
+    for key, value in of_text.items():
+        torch.testing.assert_close(value, alone[key], msg=key)
 
 
 def test_the_first_stage_is_not_trained_by_the_diffusion_loss():

@@ -40,13 +40,15 @@ def reduced(recipe):
 
 @pytest.fixture
 def workshop(tmp_path, monkeypatch):
-    """A folder to work in, with `photos` (classes) and `sketches` (captions); reduced recipes, few emoji, a random bundled model."""
+    """A folder to work in, with `photos` (classes) and `sketches` (captions); reduced recipes, few emoji, random bundled models."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lw"])
     small = {name: wraps(make)(lambda make=make: reduced(make())) for name, make in recipes.RECIPES.items()}
     monkeypatch.setattr(recipes, "RECIPES", small)
-    monkeypatch.setattr(resolve, "bundled", lambda: {"openmoji-64": tmp_path / ".bundled" / "openmoji-64"})
-    bundle(tmp_path / ".bundled" / "openmoji-64", small)
+    bundled = {name: tmp_path / ".bundled" / name for name in ("openmoji-64", "openmoji-128")}
+    monkeypatch.setattr(resolve, "bundled", lambda: bundled)
+    for name, folder in bundled.items():
+        bundle(folder, small, name)
     few_emoji(tmp_path / ".emoji", monkeypatch)
     for i in range(24):
         kind = ("cat", "dog")[i % 2]
@@ -62,14 +64,19 @@ def draw(path, seed):
     Image.fromarray(pixels).resize((96, 80), Image.Resampling.NEAREST).save(path)
 
 
-def bundle(folder, small):
-    """A text-to-image model of the shipped kind, with random weights."""
-    recipe = small["openmoji-64"]().replace(first_stage=small["openmoji-64-ae"]().first_stage.model_dump())
+def bundle(folder, small, name):
+    """A model of the shipped kind, with random weights."""
+    recipe = small[name]().replace(first_stage=small["openmoji-64-ae"]().first_stage.model_dump())
     recipe = recipe.replace(data=recipe.data.replace(channels=3).model_dump())
-    tokenizer = train_tokenizer(["red heart", "green apple"], recipe.conditioners[0].vocabulary)
+    conditioner = recipe.conditioners[0]
+    if conditioner.kind == "text":
+        files = {"tokenizer.json": train_tokenizer(["red heart", "green apple"], conditioner.vocabulary).to_str()}
+    else:
+        files, factor = {}, recipe.first_stage.factor
+        recipe = recipe.replace(conditioners=(conditioner.replace(fold=factor // conditioner.factor).model_dump(),))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build_model(recipe, {0: {"tokenizer.json": tokenizer.to_str()}})
+        model = build_model(recipe, {0: files})
     model.first_stage.set_statistics(torch.zeros(4), torch.ones(()))
     save_folder(folder, model, recipe)
 
@@ -117,10 +124,11 @@ def test_every_block_runs(workshop, monkeypatch, capsys):
         elif kind == "python":
             exec(compile(text, f"README.md, {text.splitlines()[0]}", "exec"), names)
     assert (workshop / "demo.png").is_file()
-    assert len(list((workshop / "samples").glob("*.png"))) == 2 * 2 + 4 + 4 + 1
+    assert len(list((workshop / "samples").glob("*.png"))) == 2 * 2 + 2 + 4 + 4 + 1
     assert (workshop / "figures.json").is_file()
     assert {path.name for path in (workshop / "runs").iterdir()} >= {"openmoji-64", "photos", "sketches", "seed-1"}
     assert names["pixels"].shape == (2, 3, 64, 64)
+    assert [image.size for image in names["larger"]] == [(128, 128)] * 4
     capsys.readouterr()
 
 

@@ -58,7 +58,8 @@ def data(tmp_path_factory):
 def condition_of(recipe):
     """What a request gives for each of the recipe's conditions."""
     side, box = recipe.data.out_size, {"x": 0.1, "y": 0.2, "width": 0.4, "height": 0.3, "label": 1}
-    image, small, hole = (Image.new(mode, (n, n)) for mode, n in (("RGB", side), ("RGB", side // 4), ("L", side)))
+    factor = max([config.factor for config in recipe.conditioners if config.kind == "low_res"], default=1)
+    image, small, hole = (Image.new(mode, (n, n)) for mode, n in (("RGB", side), ("RGB", side // factor), ("L", side)))
     given = {
         "text": {"prompt": "red blocks"}, "frozen_text": {"prompt": "red blocks"}, "label": {"label": "class1"}, "layout": {"boxes": [box]},
         "segmentation": {"map": hole}, "low_res": {"upscale": small}, "masked_image": {"image": image, "mask": hole},

@@ -1,19 +1,15 @@
 """A request's classifier: loaded once, checked against the model that it is to guide, and closed over the classes asked for."""
 
-from functools import lru_cache
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from latentworks.checkpoints.native import load_folder
-from latentworks.checkpoints.resolve import resolve_model
+from latentworks.checkpoints.resolve import keep_model
 from latentworks.conditioners import LabelConditioner
 from latentworks.diffusion.guidance import LogProb
 from latentworks.engine import Engine
 from latentworks.model import LatentDiffusion
 from latentworks.noisy_classifier import NoisyClassifier
-from latentworks.recipe import NOUNS, Model, Recipe
+from latentworks.recipe import NOUNS
 from latentworks.request import SampleRequest
 from latentworks.types import Batch
 
@@ -26,9 +22,7 @@ def classifier_of(model: LatentDiffusion, request: SampleRequest) -> NoisyClassi
     Raises: ValueError when there is none of that name, or it was trained in another latent space, for another process, or on other classes.
     """
     assert request.classifier is not None
-    folder = resolve_model(request.classifier)
-    written = (folder / "model.safetensors").stat().st_mtime_ns
-    classifier, recipe = _loaded(folder.resolve(), written, str(model.first_stage.mean.device))
+    classifier, recipe = keep_model("classifier", request.classifier, str(model.first_stage.mean.device))
     if not isinstance(classifier, NoisyClassifier):
         what = f"{request.classifier} is a {NOUNS[recipe.kind]} ({recipe.name})"
         raise ValueError(f"classifier: {what}: name a run of a classifier recipe, e.g. class-64-classifier")
@@ -55,10 +49,3 @@ def towards(classifier: NoisyClassifier, batch: Batch, request: SampleRequest, e
             return classifier.log_prob(x_t, t, label)
 
     return log_prob
-
-
-@lru_cache(maxsize=2)
-def _loaded(folder: Path, written: int, device: str) -> tuple[Model, Recipe]:
-    """``written``: when its weights were, so that a run under way is not kept as it was."""
-    model, recipe = load_folder(folder)
-    return model.to(device).requires_grad_(False), recipe

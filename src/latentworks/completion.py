@@ -73,6 +73,7 @@ def complete(
         case MaskedImageConfig():
             return build_conditioner(config.replace(channels=first_stage.channels))
         case TextConfig():
+            config = config.replace(channels=first_stage.channels)
             asset = None if from_model is None else resolve_model(from_model) / "conditioners" / str(index) / "tokenizer.json"
             if asset is not None and asset.is_file():
                 return build_conditioner(config, {"tokenizer.json": asset.read_text(encoding="utf-8")})

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from PIL import Image
 from torch import Tensor
 
@@ -32,7 +32,7 @@ from latentworks.model import LatentDiffusion
 from latentworks.request import Picture, SampleRequest
 from latentworks.types import Batch
 
-__all__ = ["Pictures", "check_conditions", "conditions_of", "droppable", "guide_of", "known_of", "read_pictures"]
+__all__ = ["Pictures", "check_conditions", "conditions_of", "droppable", "guide_of", "known_of", "read_pictures", "shown"]
 
 _FIELDS = {"prompt": "text", "label": "label", "boxes": "boxes", "map": "segmentation", "upscale": "low_res", "mask": "mask"}
 """What of a request fills which field of a batch."""
@@ -150,10 +150,9 @@ def conditions_of(
                 batch["segmentation"] = torch.from_numpy(labels).expand(count, -1, -1)
             case LowResConditioner():
                 assert pictures.low_res is not None
-                low_res = tuple(side // conditioner.config.factor for side in padded)
-                batch["low_res"] = _repeated(pictures.low_res, (low_res[0], low_res[1]), count)
+                batch["low_res"] = shown(pictures.low_res[None], padded, conditioner.config.factor).expand(count, -1, -1, -1)
     if pictures.image is not None:
-        batch["image"] = _repeated(pictures.image, padded, count)
+        batch["image"] = shown(pictures.image[None], padded).expand(count, -1, -1, -1)
     if pictures.hole is not None:
         hole = np.pad(pictures.hole, _padding(pictures.hole.shape, padded), mode="edge")
         batch["mask"] = torch.from_numpy(hole)[None, None].expand(count, -1, -1, -1)
@@ -183,9 +182,10 @@ def known_of(
     return latent.expand(len(batch["index"]), -1, -1, -1), hole.expand(len(batch["index"]), -1, -1, -1)
 
 
-def _repeated(image: Pixels, size: tuple[int, int], count: int) -> Tensor:
-    padded = np.pad(image, (*_padding(image.shape, size), (0, 0)), mode="edge")
-    return to_tensor(padded[None]).expand(count, -1, -1, -1)
+def shown(pixels: Shaped[np.ndarray, "b h w c"], padded: tuple[int, int], factor: int = 1) -> Float[Tensor, "b c h2 w2"]:
+    """Pictures as a model sees them, continued at their edges to the ``padded`` size of what is drawn, ``factor`` times theirs."""
+    rows, columns = _padding(pixels.shape[1:3], (padded[0] // factor, padded[1] // factor))
+    return to_tensor(np.pad(pixels, ((0, 0), rows, columns, (0, 0)), mode="edge"))
 
 
 def _padding(shape: Sequence[int], size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:

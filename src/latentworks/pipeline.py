@@ -1,7 +1,7 @@
 """From a request to images: condition, guidance, noise from per-image seeds, sampler, decode."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from latentworks.checkpoints.native import load_folder
-from latentworks.checkpoints.resolve import resolve_model
-from latentworks.conditions import Pictures, check_conditions, conditions_of, guide_of, known_of, read_pictures
+from latentworks.checkpoints.resolve import keep_model, resolve_model
+from latentworks.conditioners import LowResConditioner
+from latentworks.conditions import Pictures, check_conditions, conditions_of, guide_of, known_of, read_pictures, shown
 from latentworks.data.degrade import back_project
 from latentworks.data.transforms import from_tensor
 from latentworks.denoiser import denoiser
@@ -71,7 +72,10 @@ class Pipeline:
             for step in self._steps(part, pictures):
                 last = step
                 yield step
-            yield Drawn(self._finished(last.x, request, pictures), part, start + len(part), len(each))
+            pixels = self._finished(last.x, request, pictures)
+            if request.enlarge is not None:
+                pixels = yield from self._enlarger(request).enlarge(pixels, part)
+            yield Drawn(pixels, part, start + len(part), len(each))
 
     def draw_batch(self, batch: Batch, request: SampleRequest) -> Iterator[Step | Drawn]:
         """Images for the conditions of a batch, as data has them; of the request count sampler, steps, guidance, eta and seed.
@@ -98,7 +102,10 @@ class Pipeline:
     def _resolved(self, request: SampleRequest) -> tuple[SampleRequest, Pictures]:
         check_conditions(self.model, request)
         pictures = read_pictures(self.model, request, (self.size, self.size), self.depth)
-        return self.filled(request.replace(size=pictures.size)), pictures
+        request = self.filled(request.replace(size=pictures.size))
+        if request.enlarge is not None:
+            self._enlarger(request)  # complains
+        return request, pictures
 
     def filled(self, request: SampleRequest) -> SampleRequest:
         """As `resolve`, but conditions are not looked at."""
@@ -106,7 +113,8 @@ class Pipeline:
 
     def length(self, request: SampleRequest) -> int:
         """How many steps each batch of a resolved request takes."""
-        return length_of(self.model, self.defaults, request)
+        more = 0 if request.enlarge is None else (large := self._enlarger(request)).length(large.filled(SampleRequest()))
+        return length_of(self.model, self.defaults, request) + more
 
     @torch.no_grad()
     def _steps(self, each: list[SampleRequest], pictures: Pictures) -> Iterator[Step]:
@@ -156,6 +164,39 @@ class Pipeline:
         other = randn_like_per_image("start", [each[0].to_seed] * len(each))(empty)
         angle = torch.tensor([(one.position or 0.0) * math.pi / 2 for one in each], device=self.device).view(-1, 1, 1, 1)
         return angle.cos() * x + angle.sin() * other
+
+    def enlarge(
+        self, pixels: Shaped[np.ndarray, "b h w c"], each: Sequence[SampleRequest]
+    ) -> Generator[Step, None, Shaped[np.ndarray, "b H W c"]]:
+        """Finished images made larger by this model of super-resolution, whose steps these are: image i by the seed of ``each[i]``.
+
+        Of the requests count seed and tiles. Raises: ValueError for tiles that are not possible.
+        """
+        factor = next(c.config.factor for c in self.model.conditioners if isinstance(c, LowResConditioner))
+        size = (factor * pixels.shape[1], factor * pixels.shape[2])
+        asked = self.filled(SampleRequest(size=size, tile=each[0].tile, overlap=each[0].overlap))
+        batch: Batch = {"index": torch.arange(len(each)), "low_res": shown(pixels, padded(self.model, size), factor)}
+        for step in self._sampled([asked.replace(seed=one.seed) for one in each], denoiser(self.model, self.engine, asked, batch)):
+            last = step
+            yield step
+        return self._decoded(last.x, asked)
+
+    def _enlarger(self, request: SampleRequest) -> "Pipeline":
+        """Of the model that a request enlarges by. Raises: ValueError for one that does not enlarge, or not these images, or tiles."""
+        name = request.enlarge
+        assert name is not None
+        model, recipe = keep_model("enlarge", name, str(self.device))
+        if not isinstance(recipe, DiffusionRecipe) or [config.kind for config in recipe.conditioners] != ["low_res"]:
+            raise ValueError(f"enlarge: {name} ({recipe.name}) is no model of super-resolution: name one, e.g. openmoji-128")
+        assert isinstance(model, LatentDiffusion)
+        takes, gives = ((one.first_stage.in_channels, depth) for one, depth in ((model, recipe.data.depth), (self.model, self.depth.name)))
+        if takes != gives:
+            raise ValueError(
+                f"enlarge: {name} takes {takes[0]} channels of {takes[1]}, and {gives[0]} of {gives[1]} are drawn: name another"
+            )
+        enlarger = Pipeline(model, recipe.sampling, recipe.data.out_size, self.engine, recipe.data.depth)
+        enlarger.filled(SampleRequest(tile=request.tile, overlap=request.overlap))  # complains
+        return enlarger
 
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "b z h w"], run: Run = whole) -> Shaped[np.ndarray, "b h w c"]:

@@ -39,6 +39,7 @@ class SampleRequest(Config):
     noise of ``seed`` and that one, or at ``position`` (0 to 1) between them. ``classifier``: a run of a classifier recipe, whose gradient,
     times ``classifier_scale`` (default 1), leads towards ``label``, also a model that knows no classes. With ``tile`` the
     model sees so many pixels a side at a time, ``overlap`` of which neighbours share (half); it then needs the memory of a tile.
+    ``enlarge``: a model of super-resolution, which makes what is drawn larger, in its own sampler and steps; ``size`` is that before.
     """
 
     prompt: str | tuple[str, ...] | None = None
@@ -72,6 +73,7 @@ class SampleRequest(Config):
     size: tuple[int, int] | None = Field(None, description="height, width in pixels")
     tile: int | None = Field(None, ge=1, description="pixels a side of the tiles that larger images are drawn in")
     overlap: int | None = Field(None, ge=0, description="pixels that neighbouring tiles share")
+    enlarge: ModelName | None = None
     batch: int = Field(16, ge=1, description="images drawn at once")
 
     @field_validator("sampler")
@@ -108,9 +110,10 @@ def _parameters(request: SampleRequest) -> str:
     """The text other tools read from PNGs (AUTOMATIC1111's ``parameters``)."""
     size = request.size or (0, 0)
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
+    enlarged = f", Hires upscaler: {request.enlarge.name}" if request.enlarge is not None else ""
     return (
         f"{request.prompt or ''}{negative}\nSteps: {request.steps}, Sampler: {request.sampler}, CFG scale: {request.guidance}, "
-        f"Seed: {request.seed}, Size: {size[1]}x{size[0]}"
+        f"Seed: {request.seed}, Size: {size[1]}x{size[0]}{enlarged}"
     )
 
 

@@ -1,12 +1,14 @@
 """From what a person types to a model folder: a bundled name, a model folder, or a run folder."""
 
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
-from latentworks.checkpoints.native import is_model_folder
+from latentworks.checkpoints.native import is_model_folder, load_folder
 from latentworks.config import nearest
+from latentworks.recipe import Model, Recipe
 
-__all__ = ["bundled", "resolve_model"]
+__all__ = ["bundled", "keep_model", "resolve_model"]
 
 
 def bundled() -> dict[str, Path]:
@@ -32,3 +34,21 @@ def resolve_model(name: Path | str) -> Path:
         raise ValueError(f"{path} holds no model: {way_out}")
     known = f"bundled: {nearest(str(name), list(models))}" if models else "and no model is bundled"
     raise ValueError(f"no model {str(name)!r}: no such folder, {known}")
+
+
+def keep_model(field: str, name: Path | str, device: str) -> tuple[Model, Recipe]:
+    """A model that a request names and its recipe, without gradients: loaded once, and anew when its weights have been written since.
+
+    Raises: ValueError with the request's ``field``, as `resolve_model`, and for a folder that is damaged.
+    """
+    try:
+        folder = resolve_model(name)
+        return _kept(folder.resolve(), (folder / "model.safetensors").stat().st_mtime_ns, device)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None
+
+
+@lru_cache(maxsize=2)
+def _kept(folder: Path, written: int, device: str) -> tuple[Model, Recipe]:
+    model, recipe = load_folder(folder)
+    return model.to(device).requires_grad_(False), recipe

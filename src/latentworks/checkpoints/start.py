@@ -15,9 +15,9 @@ def start_from(model: Model, other: Model, recipe: Recipe) -> list[str]:
     """Copy ``other``'s weights (``recipe`` is its own) into ``model``, in place; a line for each thing that is not simply copied.
 
     Input channels of the UNet that ``other`` lacks start at zero, so that the new condition is at first without effect. A conditioner that
-    only one of them has, or that is of another kind in it, starts at random, or is left out: a model of captions may start from one of
-    classes. The first stage of a model of latents is the one it was built with; a first stage may start from that of a model of latents.
-    Raises: ValueError naming every other mismatch, before anything is copied.
+    only one of them has, or that is of another kind or of other parts in it, starts at random, or is left out: a model of captions may
+    start from one of classes. The first stage of a model of latents is the one it was built with; a first stage may start from that of a
+    model of latents. Raises: ValueError naming every other mismatch, before anything is copied.
     """
     if isinstance(model, FirstStage) and not isinstance(other, FirstStage):
         other = other.first_stage
@@ -26,8 +26,8 @@ def start_from(model: Model, other: Model, recipe: Recipe) -> list[str]:
     skip = ("mean", "std") if isinstance(model, FirstStage) else "first_stage."
     own, given = ({key: value for key, value in m.state_dict().items() if not key.startswith(skip)} for m in (model, other))
     kinds, others = _kinds(model), _kinds(other)
-    new = {name for name, kind in kinds.items() if others.get(name) is not kind}
-    unused = {name for name, kind in others.items() if kinds.get(name) is not kind}
+    new = {name for name, kind in kinds.items() if others.get(name) != kind}
+    unused = {name for name, kind in others.items() if kinds.get(name) != kind}
     shared = [key for key in own if key in given and _conditioner(key) not in new]
     wrong = [f"{key} {_shape(given[key])} instead of {_shape(own[key])}" for key in shared if not _fits(key, own[key], given[key])]
     wrong += [f"{key} is missing in it" for key in own if key not in given and _conditioner(key) not in new]
@@ -51,10 +51,10 @@ def _conditioner(key: str) -> str:
     return ".".join(key.split(".")[:2]) if key.startswith("conditioners.") else ""
 
 
-def _kinds(model: Model) -> dict[str, type[nn.Module]]:
-    """What each conditioner is."""
+def _kinds(model: Model) -> dict[str, tuple[type[nn.Module], frozenset[str]]]:
+    """What each conditioner is, and of which parts."""
     conditioners = model.conditioners if isinstance(model, LatentDiffusion) else ()
-    return {f"conditioners.{i}": type(conditioner) for i, conditioner in enumerate(conditioners)}
+    return {f"conditioners.{i}": (type(c), frozenset(name for name, _ in c.named_children())) for i, c in enumerate(conditioners)}
 
 
 def _fits(key: str, own: Tensor, given: Tensor) -> bool:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["demo", "sample"]
 
-DEMO = "openmoji-64"
+DEMO, ENLARGER = "openmoji-64", "openmoji-128"
 PROMPTS = (
     "woman astronaut with dark skin tone",
     "man firefighter with medium skin tone",
@@ -59,6 +59,7 @@ def sample(
     size: Annotated[str | None, typer.Option(help="Pixels, as 64 or WIDTHxHEIGHT; default the training size.")] = None,
     tile: Annotated[int | None, typer.Option(help="Draw in tiles of so many pixels a side: an image of any size in little memory.")] = None,
     overlap: Annotated[int | None, typer.Option(help="Pixels that neighbouring tiles share; default half a tile.")] = None,
+    enlarge: Annotated[Path | None, typer.Option(help="Model of super-resolution that enlarges what is drawn, e.g. openmoji-128.")] = None,
     batch: Annotated[int, typer.Option(help="Images drawn at once; changes speed and memory only.")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="float32, or bf16: faster where the processor has it.")] = "float32",
@@ -80,7 +81,7 @@ def sample(
             "upscale": upscale, "back_projection": back_projection, "image": image, "mask": mask, "strength": strength, "to_seed": to_seed,
             "guide_image": guide_image, "guide": guide, "guide_scale": guide_scale, "guide_noise": guide_noise,
             "guide_descent": guide_descent, "guide_distance": guide_distance, "jump": jump, "resample": resample, "classifier": classifier,
-            "classifier_scale": classifier_scale, "tile": tile, "overlap": overlap,
+            "classifier_scale": classifier_scale, "tile": tile, "overlap": overlap, "enlarge": enlarge,
         }
     )  # fmt: skip
     pipeline = load(model, Engine.parse({"device": device, "precision": precision}))
@@ -92,7 +93,7 @@ def sample(
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the images; the grid goes beside it.")] = Path("demo"),
 ) -> None:
-    """Draw a captioned grid with the bundled text-to-image model, and each image as a PNG.
+    """Draw a captioned grid with the bundled models, the second of which enlarges what the first draws, and each image as a PNG.
 
     Example: lw demo --out demo
     """
@@ -103,15 +104,15 @@ def demo(
 
     pipeline = load(DEMO)
     pictures, captions = [], []
-    for drawn in _with_progress(pipeline, SampleRequest(prompt=PROMPTS, n=2)):
+    for drawn in _with_progress(pipeline, SampleRequest(prompt=PROMPTS, n=2, enlarge=Path(ENLARGER))):
         for pixels, one in zip(drawn.pixels, drawn.requests, strict=True):
             save_image(out, pixels, one)
             pictures.append(picture(pixels, one))
             captions.append(str(one.prompt))
     grid = out.parent / f"{out.resolve().name}.png"
-    save_sheet(grid, sheet(pictures, captions, columns=4, scale=2))
-    typer.echo(f"{grid}: {len(pictures)} images by {DEMO}; one PNG each, with its settings inside, in {out}/\n\nNext:")
-    typer.echo(f'  lw sample {DEMO} "man farmer with dark skin tone" -n 4')
+    save_sheet(grid, sheet(pictures, captions, columns=4))
+    typer.echo(f"{grid}: {len(pictures)} images by {DEMO} and {ENLARGER}; one PNG each, with its settings inside, in {out}/\n\nNext:")
+    typer.echo(f'  lw sample {DEMO} "man farmer with dark skin tone" -n 4 --enlarge {ENLARGER}')
     typer.echo("  lw data openmoji openmoji && lw train openmoji-64-ae --data openmoji")
     typer.echo("  lw train --help")
 

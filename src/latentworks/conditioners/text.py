@@ -4,13 +4,15 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Int
-from pydantic import Field
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, model_validator
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from latentworks.conditioners.base import Conditioner, Encode
 from latentworks.config import Config
+from latentworks.nn.contrast import Contrast, Gather, LatentTower, contrast
 from latentworks.nn.transformer import TextTransformer, TextTransformerConfig
 from latentworks.types import Batch, Cond, Gives
 
@@ -26,6 +28,9 @@ class TextConfig(Config):
     ``vector``: width of a vector of the whole prompt, added to the time embedding and then as wide as that, or 0: tokens alone.
     ``word_dropout``, ``word_shuffle``: in training each word of a caption is left out with that probability (one stays), and with this one
     the words of a caption are put in any order, so that a few captions are not just learned by heart.
+    ``aligned``: how many tokens the net is given in place of the prompt's own, made of the vector alone; the vector then learns which
+    latent a caption belongs to (`latentworks.nn.contrast`) and not what the net would have of it, so that what says the same is the same,
+    also in words that no caption of training has. 0: the prompt's own tokens. ``channels``: of those latents, taken from the first stage.
     """
 
     kind: Literal["text"] = "text"
@@ -37,9 +42,17 @@ class TextConfig(Config):
     vocabulary: int = Field(default=30522, ge=1)
     neighbours: int = Field(default=0, ge=0)
     vector: int = Field(default=0, ge=0)
+    aligned: int = Field(default=0, ge=0)
+    channels: int = Field(default=4, ge=1)
     dropout: float = Field(default=0.0, ge=0, le=1)
     word_dropout: float = Field(default=0.0, ge=0, le=1)
     word_shuffle: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _has_what_is_aligned(self) -> "TextConfig":
+        if self.aligned and not self.vector:
+            raise ValueError(f"vector: 0, but the {self.aligned} tokens of aligned are made of the prompt's vector: give it a width")
+        return self
 
     @property
     def extension(self) -> str:
@@ -69,6 +82,8 @@ class TextConditioner(Conditioner):
         sizes = config.model_dump(include=set(TextTransformerConfig.model_fields))
         self.transformer = TextTransformer(TextTransformerConfig(**sizes))
         self.summary = nn.Linear(config.width, config.vector) if config.vector else None
+        self.tower = LatentTower(config.channels, config.vector) if config.aligned else None
+        self.spread = nn.Linear(config.vector, config.aligned * config.width) if config.aligned else None
 
     def tokenize(self, text: list[str]) -> Int[Tensor, "b l"]:
         """Token ids, all of ``config.length``. Raises: ValueError without a tokenizer."""
@@ -79,17 +94,36 @@ class TextConditioner(Conditioner):
     def forward(self, batch: Batch, encode: Encode) -> Cond:
         """Context ``b length width`` and, if configured, a vector: a linear layer of its mean, padding (id 0) left out.
 
+        Aligned: context ``b aligned width``, made of that vector, which is of length sqrt(vector) and takes no gradient.
         Raises: ValueError when there is neither text nor tokens, or a token is not in the vocabulary.
         """
+        context, vector = self._encoded(self._tokens(batch))
+        if vector is None or self.spread is None:
+            return Cond(context=context, vector=vector)
+        vector = F.normalize(vector.detach().float(), dim=1) * self.config.vector**0.5
+        return Cond(context=self.spread(vector).unflatten(1, (self.config.aligned, self.config.width)), vector=vector)
+
+    def contrast(self, batch: Batch, z0: Float[Tensor, "b z h w"], gather: Gather) -> Contrast:
+        """What aligns the vectors of a batch's captions with its latents (`latentworks.nn.contrast`); only where text is ``aligned``."""
+        assert self.tower is not None
+        tokens = self._tokens(batch)
+        _, vector = self._encoded(tokens)
+        assert vector is not None
+        return contrast(vector, self.tower(z0), self.tower.log_scale, tokens, gather)
+
+    def _tokens(self, batch: Batch) -> Int[Tensor, "b l"]:
         if "tokens" not in batch and "text" not in batch:
             raise ValueError('text: this model is conditioned on prompts; give batch["text"], a list of strings')
         tokens = batch["tokens"] if "tokens" in batch else self.tokenize(batch["text"])
-        tokens = tokens.to(self.transformer.tokens.weight.device)
+        return tokens.to(self.transformer.tokens.weight.device)
+
+    def _encoded(self, tokens: Int[Tensor, "b l"]) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b e"] | None]:
+        """The prompts' tokens, encoded, and if configured their vectors."""
         context: Tensor = self.transformer(tokens)
         if self.summary is None:
-            return Cond(context=context)
+            return context, None
         words = (tokens != 0).to(context)[:, :, None]
-        return Cond(context=context, vector=self.summary((context * words).sum(dim=1) / words.sum(dim=1).clamp(min=1)))
+        return context, self.summary((context * words).sum(dim=1) / words.sum(dim=1).clamp(min=1))
 
     def drop(self, batch: Batch, where: Bool[Tensor, " b"]) -> Batch:
         """The prompt "" where true: its tokens, or all zeros without a tokenizer."""

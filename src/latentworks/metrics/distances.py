@@ -5,40 +5,60 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["KernelDistance", "PrecisionRecall", "bootstrap", "frechet_distance", "interval", "kid", "precision_recall"]
+__all__ = [
+    "Gaussian", "KernelDistance", "PrecisionRecall", "bootstrap", "fit_gaussian", "frechet_between", "frechet_distance", "interval", "kid",
+    "precision_recall",
+]  # fmt: skip
 
 Features = Float[np.ndarray, "n d"]
-CHUNK, BLOCK = 256, 2048  # rows turned to float64 at a time, and of what they are compared with
+Rows = Int[np.ndarray, " n"]
+CHUNK = 256  # rows turned to float64 at a time
+
+
+class Gaussian(NamedTuple):
+    """A Gaussian fitted to features: its mean, and a factor R of the unbiased covariance R^T R with at most d rows."""
+
+    mean: Float[Tensor, " d"]
+    factor: Float[Tensor, "r d"]
 
 
 def frechet_distance(a: Features, b: Features) -> float:
-    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2) between the Gaussians fitted to two sets, in float64 (arXiv:1706.08500, Eq. 6).
+    """`frechet_between` the Gaussians fitted to two sets. Raises: ValueError for unequal dimensions or fewer than two samples."""
+    _check(a, b, least=2)
+    return frechet_between(fit_gaussian(a), fit_gaussian(b))
+
+
+def frechet_between(a: Gaussian, b: Gaussian) -> float:
+    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2) between two Gaussians, in float64 (arXiv:1706.08500, Eq. 6).
 
     No matrix square root is taken: with S = R^T R, tr (S_a S_b)^1/2 is the sum of singular values of R_a R_b^T. This is exact for fewer
-    samples than dimensions too. Raises: ValueError for unequal dimensions or fewer than two samples.
+    samples than dimensions too.
     """
-    _check(a, b, least=2)
-    mean_a, factor_a = _gaussian(a)
-    mean_b, factor_b = _gaussian(b)
-    cross = torch.linalg.svdvals(factor_a @ factor_b.T).sum()
-    distance = (mean_a - mean_b).square().sum() + factor_a.square().sum() + factor_b.square().sum() - 2 * cross
+    cross = torch.linalg.svdvals(a.factor @ b.factor.T).sum()
+    distance = (a.mean - b.mean).square().sum() + a.factor.square().sum() + b.factor.square().sum() - 2 * cross
     return max(float(distance), 0.0)
 
 
-def _gaussian(features: Features) -> tuple[Float[Tensor, " d"], Float[Tensor, "r d"]]:
-    """Mean and a factor R of the unbiased covariance R^T R with at most d rows; QR by chunks never squares a number."""
+def fit_gaussian(features: Features, rows: Rows | None = None) -> Gaussian:
+    """The Gaussian of some ``rows`` (None: all), which are read by chunks and never copied as a whole; QR never squares a number.
+
+    Raises: ValueError for fewer than two.
+    """
     x = torch.from_numpy(features)
-    chunks = torch.split(x, CHUNK)
-    mean = torch.stack([chunk.double().sum(dim=0) for chunk in chunks]).sum(dim=0) / len(x)
+    numbers = torch.arange(len(x)) if rows is None else torch.from_numpy(rows)
+    if len(numbers) < 2:
+        raise ValueError(f"{len(numbers)} images are too few: this distance needs at least 2 on each side")
+    chunks = torch.split(numbers, CHUNK)
+    mean = torch.stack([x[chunk].double().sum(dim=0) for chunk in chunks]).sum(dim=0) / len(numbers)
     factor = x.new_zeros((0, x.shape[1]), dtype=torch.float64)
     for chunk in chunks:
-        factor = torch.cat([factor, chunk.double() - mean])
+        factor = torch.cat([factor, x[chunk].double() - mean])
         if len(factor) > x.shape[1]:
             factor = torch.linalg.qr(factor, mode="r").R
-    return mean, factor / (len(x) - 1) ** 0.5
+    return Gaussian(mean, factor / (len(numbers) - 1) ** 0.5)
 
 
 class KernelDistance(NamedTuple):
@@ -89,9 +109,9 @@ def precision_recall(real: Features, generated: Features, *, k: int = 3) -> Prec
 
 
 def _distances(chunk: Tensor, others: Tensor) -> Iterator[Float[Tensor, "c b"]]:
-    """Of a few rows to all others, so many of these at a time."""
+    """Of a few rows to all others, as few of these at a time: larger blocks leave holes between what is kept of each, which add up."""
     rows = chunk.double()
-    return (torch.cdist(rows, block.double()) for block in torch.split(others, BLOCK))
+    return (torch.cdist(rows, block.double()) for block in torch.split(others, CHUNK))
 
 
 def _radii(x: Tensor, k: int) -> Float[Tensor, " n"]:
@@ -106,16 +126,16 @@ def _radii(x: Tensor, k: int) -> Float[Tensor, " n"]:
 def _inside(x: Tensor, centres: Tensor, radii: Tensor) -> float:
     found = 0
     for chunk in torch.split(x, CHUNK):
-        near = [(apart <= reach).any(dim=1) for apart, reach in zip(_distances(chunk, centres), torch.split(radii, BLOCK), strict=True)]
+        near = [(apart <= reach).any(dim=1) for apart, reach in zip(_distances(chunk, centres), torch.split(radii, CHUNK), strict=True)]
         found += int(torch.stack(near).any(dim=0).sum())
     return found / len(x)
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], rows: np.ndarray, *, seed: int, resamples: int = 100) -> Iterator[float]:
-    """The statistic of resamples of ``rows`` (with replacement, along the first axis), one at a time: a caller may show progress."""
+def bootstrap(statistic: Callable[[Rows], float], n: int, *, seed: int, resamples: int = 100) -> Iterator[float]:
+    """The statistic of the numbers of ``n`` rows drawn with replacement from ``n``, one resample at a time: a caller may show progress."""
     random = np.random.default_rng(seed)
     for _ in range(resamples):
-        yield statistic(rows[random.integers(len(rows), size=len(rows))])
+        yield statistic(random.integers(n, size=n))
 
 
 def interval(value: float, resampled: Iterable[float], level: float = 0.95) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from latentworks.data.sources import convert_depth
 from latentworks.data.transforms import from_tensor
 from latentworks.first_stage import FirstStage
-from latentworks.metrics.distances import bootstrap, frechet_distance, interval, kid, precision_recall
+from latentworks.metrics.distances import bootstrap, fit_gaussian, frechet_between, interval, kid, precision_recall
 from latentworks.metrics.features import FeatureNetwork, Rows, extract
 from latentworks.metrics.measurement import Evaluation, Measurement, Progress
 from latentworks.metrics.reconstruction import reconstruct
@@ -133,10 +133,13 @@ def _compare(
         settings = f"{facts.settings}, {how}" if how else facts.settings
         return Measurement(name + what, value, len(images), against, facts.network.resize, facts.seed, network, between, settings=settings)
 
-    distance = frechet_distance(originals, images)
+    real = fit_gaussian(originals)
+    distance = frechet_between(real, fit_gaussian(images))
     yield Progress("distances" + what, 1, 3)
     resampled = []
-    for value in bootstrap(lambda rows: frechet_distance(originals, rows), images, seed=facts.seed, resamples=resamples):
+    for value in bootstrap(
+        lambda rows: frechet_between(real, fit_gaussian(images, rows)), len(images), seed=facts.seed, resamples=resamples
+    ):
         resampled.append(value)
         yield Progress("bootstrap", len(resampled), resamples)
     size = min(SUBSET, len(originals), len(images))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
 
 from latentworks.random import generator
 from latentworks.types import Batch, RandnLike
@@ -85,9 +86,7 @@ def mean_over_processes(x: Tensor) -> Tensor:
 
 
 def rows_of_processes(x: Tensor) -> Tensor:
-    """The rows of all processes of a distributed run, in order; the tensor itself otherwise."""
+    """The rows of all processes of a distributed run, in order, through which gradients flow; the tensor itself otherwise."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, x.contiguous())
-        x = torch.cat(parts)
+        x = torch.cat(all_gather(x.contiguous()))  # type: ignore[no-untyped-call]
     return x

@@ -16,13 +16,11 @@ from latentworks.data.transforms import Preprocess
 from latentworks.diffusion.process import ProcessConfig
 from latentworks.noisy_classifier import NoisyClassifierConfig
 from latentworks.recipe import ClassifierRecipe, DiffusionRecipe, FirstStageRecipe, Recipe, SamplingDefaults
-from latentworks.recipes.small import openmoji_64_ae, robust_decoder
+from latentworks.recipes.small import TASK_UNET, openmoji_64_ae, robust_decoder
 from latentworks.train import TrainConfig
-from latentworks.unet import UNetConfig
 
 __all__ = ["TASKS"]
 
-_UNET_64 = UNetConfig(channels=40, multipliers=(1, 2, 2), blocks=1, attention=(2, 4), head_channels=20, groups=8)
 _TRAINING = TrainConfig(steps=5000, batch=32, lr=1e-3, warmup=200, decay="cosine", final_lr=0.01, ema=0.999, clip=1.0)
 _MUON = _TRAINING.replace(optimiser="muon", lr=2e-3)
 """Fewer steps for the same loss; models that were trained before it keep AdamW."""
@@ -60,7 +58,7 @@ def _task(
             variants=variants,
             first_stage=_scenes_ae().first_stage,
             conditioners=tuple(conditioners),
-            unet=_UNET_64,
+            unet=TASK_UNET,
             process=ProcessConfig(prediction="v"),
             train=training,
             sampling=SamplingDefaults(sampler=sampler, steps=25, guidance=guidance),
@@ -77,7 +75,7 @@ def _classifier() -> ClassifierRecipe:
         data=Preprocess(size=64),
         first_stage=_scenes_ae().first_stage,
         process=ProcessConfig(prediction="v"),
-        classifier=NoisyClassifierConfig(unet=_UNET_64.replace(channels=32, head_channels=32, dropout=0.1), classes=1),
+        classifier=NoisyClassifierConfig(unet=TASK_UNET.replace(channels=32, head_channels=32, dropout=0.1), classes=1),
         train=_TRAINING.replace(steps=2500, ema=0.99).model_dump(),
     )
 
