@@ -43,7 +43,6 @@ SIZES = "width: 256, heads: 4, length: 24, vocabulary: 2048, dropout: 0.1"
 TEXT = f"conditioners=[{{{{kind: text, {SIZES}, layers: {{}}, neighbours: {{}}, vector: {{}}}}}}]"
 BASE = ("train.steps=1000000", "train.decay=constant", TEXT.format(4, 0, 0))
 WORDS = TEXT.format(2, 2, 256).replace("}]", ", word_dropout: 0.2, word_shuffle: 0.3}]")
-ALIGNED = WORDS.replace("}]", ", aligned: 8}]")
 F8 = ("unet.channels=128", "unet.multipliers=[1,2]", "unet.attention=[2]")
 """A net for latents of 8 x 8, about as fast as the recipe's is on 16 x 16."""
 
@@ -62,7 +61,6 @@ VARIANTS = {
     "text, 2 layers and neighbours": Variant((TEXT.format(2, 2, 0),)),
     "text, 2 layers, neighbours and vector": Variant((TEXT.format(2, 2, 256),)),
     "text, 2 layers, neighbours and vector, changed words": Variant((WORDS,)),
-    "the same, aligned": Variant((ALIGNED,)),
     "eps": Variant(("process.prediction=eps",)),
     "x0": Variant(("process.prediction=x0",)),
     "min-SNR 5": Variant(("objective.min_snr=5",)),

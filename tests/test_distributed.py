@@ -12,13 +12,12 @@ import torch
 from latentworks.checkpoints.native import load_folder, load_newest_state
 from latentworks.preparation import RunRequest
 from latentworks.runs import Message, train_run
-from toys import ae, first_stage_folder, image_folder, ldm
+from toys import ALIGNING, ae, first_stage_folder, image_folder, ldm
 
 SPEED = ("images_per_second", "peak_memory_gib")
 COUNTS = "module.first_stage.quantizer.counts"
 EXACT = ["train.precision=float32", "train.steps=4", "train.lr=1e-5", "intervals.evaluate=2"]
 CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-ALIGNED = ["conditioners.0.vector=64", "conditioners.0.aligned=2"]
 GAN = ["objective.discriminator_start=0.5", "objective.discriminator_warmup=0.5"]
 
 
@@ -33,7 +32,7 @@ def test_two_processes_equal_one(kind, tmp_path):
         one = ae(*EXACT, *GAN, "train.batch=8", "first_stage.codes=32", "objective.restart_dead_after=3", name="openmoji-64-ae-vq")
         arguments = []
     else:
-        one = ldm(*EXACT, "train.batch=8", "conditioners.0.dropout=0.5", *(ALIGNED if kind == "aligned" else ()))
+        one = ldm(*EXACT, "train.batch=8", "conditioners.0.dropout=0.5", *(ALIGNING if kind == "aligned" else ()))
         arguments = ["--first-stage", stage]
     messages = train_run(RunRequest(one, data, tmp_path / "one" / "run", first_stage=stage if arguments else None))
     messages = [event.text for event in messages if isinstance(event, Message)]

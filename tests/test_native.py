@@ -14,7 +14,7 @@ from latentworks.model import LatentDiffusion
 from latentworks.pipeline import load, load_model
 from latentworks.types import Cond, Gives
 from latentworks.unet import UNet
-from toys import ae, diffusion_model, first_stage_folder, ldm
+from toys import ALIGNED, ae, diffusion_model, first_stage_folder, ldm
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_a_model_of_captions_starts_from_one_of_classes():
 
 
 def test_a_model_whose_text_is_aligned_starts_from_one_whose_text_is_not():
-    new, _ = diffusion_model("conditioners.0.vector=64", "conditioners.0.aligned=2")
+    new, _ = diffusion_model(*ALIGNED)
     old, recipe = diffusion_model("conditioners.0.vector=64")
     assert start_from(new, old, recipe) == ["conditioners.0 is new and starts at random", "conditioners.0 is left out"]
     assert all(torch.equal(value, old.unet.state_dict()[key]) for key, value in new.unet.state_dict().items())

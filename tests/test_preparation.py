@@ -6,7 +6,7 @@ import torch
 from latentworks.checkpoints.native import load_folder, save_folder
 from latentworks.preparation import RunRequest, load_first_stage, prepare
 from latentworks.runs import train_run
-from toys import ae, diffusion_model, first_stage_folder, image_folder, ldm, scenes_folder
+from toys import ALIGNED, ALIGNING, ae, diffusion_model, first_stage_folder, image_folder, ldm, scenes_folder
 
 
 @pytest.fixture
@@ -95,6 +95,19 @@ REFUSED = {
         "conditioners.factor: .* use a first stage whose f divides 3",
     ),
     "from another kind": (ldm, "data", {"from_model": "stage"}, "--from: openmoji-64-ae is a first_stage model, but another kind"),
+    "aligned text that learned nothing": (
+        lambda: ldm(*ALIGNED),
+        "data",
+        {"from_model": "ldm"},
+        "--from: .*ldm has no aligned text, and conditioners.0 stays as it is while the net learns: train it first",
+    ),
+    "aligned text from nothing": (lambda: ldm(*ALIGNED), "data", {"first_stage": "stage"}, "--from: nothing has no aligned text"),
+    "nothing to align": (
+        lambda: ldm("objective={kind: alignment}"),
+        "data",
+        {"first_stage": "stage"},
+        "objective.kind: alignment teaches aligned text, and this recipe has none",
+    ),
     "a decoder for nothing": (lambda: ae("objective.decoder_only=true"), "data", {}, "--from: .*name the first stage it is of"),
     "from another width": (
         lambda: ae("first_stage.channels=32"),
@@ -117,6 +130,23 @@ def test_what_cannot_work_is_refused_before_anything_is_written(case, data, stag
         prepare(RunRequest(recipe(), tmp_path / folder, tmp_path / "run", **{key: tmp_path / name for key, name in request.items()}))
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_text_learns_first_and_then_stays_while_the_net_learns(data, stage, tmp_path):
+    first = ldm(*ALIGNING, "conditioners.0.word_dropout=0.2", "train.lr=1e-2")
+    for _ in train_run(RunRequest(first, data, tmp_path / "text", first_stage=stage)):
+        pass
+    then = RunRequest(ldm(*ALIGNED, "train.lr=1e-2"), data, tmp_path / "net", first_stage=stage, from_model=tmp_path / "text")
+    begun = {key: value.clone() for key, value in prepare(then).model.state_dict().items()}
+    assert not (tmp_path / "text" / "grids").exists(), "there is no net yet to draw with"
+    taught = load_folder(tmp_path / "text" / "model")[0].state_dict()
+    assert all(torch.equal(value, begun[key]) for key, value in taught.items())
+    for _ in train_run(then):
+        pass
+    after = load_folder(tmp_path / "net" / "model")[0].state_dict()
+    moved = {key for key, value in after.items() if not torch.equal(value, begun[key])}
+    assert {key.split(".")[2] for key in moved if key.startswith("conditioners")} == {"spread"}
+    assert any(key.startswith("unet") for key in moved)
 
 
 def test_fine_tuning_starts_from_the_same_weights(data, stage, tmp_path):

@@ -31,8 +31,11 @@ DIFFUSION = [
 ]  # fmt: skip
 TEXT = [
     f"conditioners.0.{key}"
-    for key in ("width=16", "layers=1", "heads=2", "head_channels=8", "length=6", "vocabulary=300", "neighbours=0", "vector=0")
+    for key in ("width=16", "layers=1", "heads=2", "head_channels=8", "length=6", "vocabulary=300", "neighbours=0", "vector=0", "aligned=0")
 ]
+ALIGNED = ["conditioners.0.vector=64", "conditioners.0.aligned=2"]
+"""Of `ldm`: text that has learnt from contrast, as wide as the time embedding."""
+ALIGNING = [*ALIGNED, "objective={kind: alignment}"]
 
 
 def ae(*overrides, name="openmoji-64-ae"):

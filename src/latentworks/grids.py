@@ -24,6 +24,7 @@ from latentworks.engine import Engine
 from latentworks.first_stage.base import FirstStage
 from latentworks.model import LatentDiffusion
 from latentworks.noisy_classifier import NoisyClassifier
+from latentworks.objectives.alignment import AlignmentObjectiveConfig
 from latentworks.pipeline import Drawn, Pipeline
 from latentworks.recipe import DiffusionRecipe, Model, Recipe
 from latentworks.request import SampleRequest
@@ -85,13 +86,13 @@ def save_sheet(path: Path, image: Image.Image) -> None:
 
 
 def grid(model: Model, recipe: Recipe, batch: Batch) -> Image.Image | None:
-    """What a model under training makes of a batch, where it is; None of a classifier, which draws nothing."""
+    """What a model under training makes of a batch, where it is; None of a classifier, and while text alone learns: nothing is drawn."""
     match model:
         case FirstStage():
             return _reconstructions(model, batch)
         case LatentDiffusion():
             assert isinstance(recipe, DiffusionRecipe)
-            return _samples(model, recipe, batch)
+            return None if isinstance(recipe.objective, AlignmentObjectiveConfig) else _samples(model, recipe, batch)
         case NoisyClassifier():
             return None
 

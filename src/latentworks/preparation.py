@@ -9,7 +9,7 @@ from latentworks.checkpoints.native import load_folder
 from latentworks.checkpoints.resolve import resolve_model
 from latentworks.checkpoints.start import start_from
 from latentworks.completion import complete, extras_of, needs_of
-from latentworks.conditioners import FrozenTextConditioner, LabelConfig
+from latentworks.conditioners import FrozenTextConditioner, LabelConfig, TextConfig
 from latentworks.data.dataset import Extras, ImageDataset
 from latentworks.data.latents import LatentDataset, weights_digest
 from latentworks.data.sources import FolderSource
@@ -18,6 +18,7 @@ from latentworks.data.transforms import Preprocess
 from latentworks.first_stage import FirstStage, IdentityConfig, build_first_stage
 from latentworks.model import LatentDiffusion
 from latentworks.noisy_classifier import NoisyClassifier
+from latentworks.objectives.alignment import AlignmentObjectiveConfig
 from latentworks.objectives.base import Objective
 from latentworks.recipe import (
     ClassifierRecipe,
@@ -29,6 +30,7 @@ from latentworks.recipe import (
     build_diffusion,
     build_model,
     build_objective,
+    read_recipe,
 )
 from latentworks.unet import UNetConfig
 
@@ -147,6 +149,7 @@ def _fit_first_stage(recipe: FirstStageRecipe, request: RunRequest, channels: in
 
 def _diffusion(recipe: DiffusionRecipe, request: RunRequest, source: FolderSource) -> tuple[DiffusionRecipe, LatentDiffusion]:
     """The recipe completed by the first stage and the data's captions or classes, and a fresh model around the trained first stage."""
+    _check_aligned(recipe, request.from_model)
     name = request.first_stage or request.from_model
     if name is not None:
         first_stage = load_first_stage(name)
@@ -159,6 +162,24 @@ def _diffusion(recipe: DiffusionRecipe, request: RunRequest, source: FolderSourc
     configs = [conditioner.config.model_dump() for conditioner in conditioners]  # type: ignore[operator,union-attr]
     recipe = recipe.replace(first_stage=first_stage.config.model_dump(), conditioners=configs)  # type: ignore[union-attr,operator]
     return recipe, build_diffusion(recipe, first_stage, conditioners)
+
+
+def _check_aligned(recipe: DiffusionRecipe, from_model: Path | str | None) -> None:
+    """Raises: ValueError where aligned text would have nothing to learn from, or there is none."""
+    places = [i for i, config in enumerate(recipe.conditioners) if isinstance(config, TextConfig) and config.aligned]
+    if isinstance(recipe.objective, AlignmentObjectiveConfig):
+        if not places:
+            raise ValueError("objective.kind: alignment teaches aligned text, and this recipe has none: set aligned and vector of its text")
+        return
+    its = read_recipe(resolve_model(from_model) / "recipe.json") if places and from_model is not None else None
+    known = its.conditioners if isinstance(its, DiffusionRecipe) else ()
+    for i in places:
+        other = known[i] if i < len(known) else None
+        if not (isinstance(other, TextConfig) and other.aligned):
+            raise ValueError(
+                f"--from: {from_model or 'nothing'} has no aligned text, and conditioners.{i} stays as it is while the net learns: "
+                "train it first (objective={kind: alignment}) and begin from that run"
+            )
 
 
 def _classifier(recipe: ClassifierRecipe, request: RunRequest, source: FolderSource) -> tuple[ClassifierRecipe, NoisyClassifier]:

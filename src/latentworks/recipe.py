@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,7 @@ from latentworks.model import LatentDiffusion
 from latentworks.nn.discriminator import Discriminator
 from latentworks.nn.perceptual import build_perceptual
 from latentworks.noisy_classifier import ClassifierNet, NoisyClassifier, NoisyClassifierConfig
+from latentworks.objectives.alignment import AlignmentObjective, AlignmentObjectiveConfig
 from latentworks.objectives.base import Objective
 from latentworks.objectives.classifier import ClassifierObjective
 from latentworks.objectives.diffusion import DiffusionObjective, DiffusionObjectiveConfig
@@ -94,7 +95,7 @@ class DiffusionRecipe(Config):
     conditioners: tuple[ConditionerConfig, ...] = ()
     unet: UNetConfig
     process: ProcessConfig
-    objective: DiffusionObjectiveConfig = DiffusionObjectiveConfig()
+    objective: Annotated[DiffusionObjectiveConfig | AlignmentObjectiveConfig, Field(discriminator="kind")] = DiffusionObjectiveConfig()
     train: TrainConfig
     intervals: Intervals = Intervals()
     sampling: SamplingDefaults = SamplingDefaults()
@@ -189,6 +190,8 @@ def build_objective(recipe: Recipe, model: Model) -> Objective:
     """The training objective of a recipe for its model."""
     if isinstance(recipe, DiffusionRecipe):
         assert isinstance(model, LatentDiffusion)
+        if isinstance(recipe.objective, AlignmentObjectiveConfig):
+            return AlignmentObjective(model, recipe.train.seed)
         return DiffusionObjective(recipe.objective, model, recipe.train.seed)
     if isinstance(recipe, ClassifierRecipe):
         assert isinstance(model, NoisyClassifier)

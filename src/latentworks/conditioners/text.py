@@ -28,9 +28,10 @@ class TextConfig(Config):
     ``vector``: width of a vector of the whole prompt, added to the time embedding and then as wide as that, or 0: tokens alone.
     ``word_dropout``, ``word_shuffle``: in training each word of a caption is left out with that probability (one stays), and with this one
     the words of a caption are put in any order, so that a few captions are not just learned by heart.
-    ``aligned``: how many tokens the net is given in place of the prompt's own, made of the vector alone; the vector then learns which
-    latent a caption belongs to (`latentworks.nn.contrast`) and not what the net would have of it, so that what says the same is the same,
-    also in words that no caption of training has. 0: the prompt's own tokens. ``channels``: of those latents, taken from the first stage.
+    ``aligned``: how many tokens the net is given in place of the prompt's own, made of the vector alone. The vector has then learnt, before
+    the net, which latent a caption belongs to (`latentworks.objectives.alignment`) and not what the net would have of it, so that what says
+    the same is the same, also in words that no caption of training has; while the net learns it stays as it is. 0: the prompt's own
+    tokens. ``channels``: of those latents, taken from the first stage.
     """
 
     kind: Literal["text"] = "text"
@@ -84,6 +85,12 @@ class TextConditioner(Conditioner):
         self.summary = nn.Linear(config.width, config.vector) if config.vector else None
         self.tower = LatentTower(config.channels, config.vector) if config.aligned else None
         self.spread = nn.Linear(config.vector, config.aligned * config.width) if config.aligned else None
+
+    def learn_to_align(self, learns: bool) -> None:
+        """Whether the parts of an aligned text that `contrast` trains take gradients; what makes tokens of its vector is the net's."""
+        for part in (self.transformer, self.summary, self.tower):
+            if part is not None:
+                part.requires_grad_(learns)
 
     def tokenize(self, text: list[str]) -> Int[Tensor, "b l"]:
         """Token ids, all of ``config.length``. Raises: ValueError without a tokenizer."""

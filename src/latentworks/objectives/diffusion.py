@@ -14,8 +14,7 @@ from latentworks.conditioners.text import TextConditioner
 from latentworks.config import Config
 from latentworks.diffusion.process import Process
 from latentworks.model import LatentDiffusion
-from latentworks.nn.contrast import Contrast, Gather
-from latentworks.objectives.base import Loss, Objective, rows_of_processes
+from latentworks.objectives.base import Loss, Objective
 from latentworks.random import generator
 from latentworks.types import Batch
 
@@ -23,9 +22,6 @@ __all__ = ["BUCKETS", "DiffusionObjective", "DiffusionObjectiveConfig", "held_ou
 
 BUCKETS = 10
 """Timestep buckets of the held-out loss."""
-
-_ALIGNING = 0.02
-"""Weight of the contrast: its gradients reach weights of their own, whose steps depend on no scale, but clipping sees all of them."""
 
 
 def held_out_noise(
@@ -63,12 +59,16 @@ class LogVariance(nn.Module):
 
 
 class DiffusionObjective(Objective):
-    """Trains the UNet and all conditioners of a `LatentDiffusion` jointly; the first stage stays as it is."""
+    """Trains the UNet and all conditioners of a `LatentDiffusion` jointly; the first stage stays as it is, and so does aligned text, which
+    has learnt from contrast before (`latentworks.objectives.alignment`)."""
 
     best = "loss"
 
     def __init__(self, config: DiffusionObjectiveConfig, model: LatentDiffusion, seed: int = 0) -> None:
         self.config, self.model, self.seed = config, model, seed
+        for conditioner in model.conditioners:
+            if isinstance(conditioner, TextConditioner) and conditioner.config.aligned:
+                conditioner.learn_to_align(False)
         self.modules = {"model": model}
         self.log_variance = LogVariance(model.process.T) if config.learn_variance else None
         if self.log_variance is not None:
@@ -86,15 +86,10 @@ class DiffusionObjective(Objective):
 
         with torch.no_grad():
             z0 = self.model.latent(batch, randn_like)
-        contrasts = self._contrasts(batch, z0, rows_of_processes)
         for conditioner in self.model.conditioners:
             batch = conditioner.drop(batch, (dropped < conditioner.dropout).to(z0.device))  # type: ignore[operator]
         each, total = self.loss(z0, randn_like(z0), t.to(z0.device), batch)
-        log = {"loss": total.detach(), "loss_simple": each.detach().mean()}
-        for found in contrasts:
-            total = total + _ALIGNING * found.loss
-            log |= {"loss_aligned": found.loss.detach(), "caption_accuracy": found.accuracy}
-        yield Loss(total, tuple(self.modules), log)
+        yield Loss(total, tuple(self.modules), {"loss": total.detach(), "loss_simple": each.detach().mean()})
 
     def loss(
         self, z0: Float[Tensor, "b z h w"], noise: Float[Tensor, "b z h w"], t: Int[Tensor, " b"], batch: Batch
@@ -113,32 +108,20 @@ class DiffusionObjective(Objective):
             total = total + self.config.elbo_weight * (process.elbo_weights(t) * each).mean()
         return each, total
 
-    def _contrasts(self, batch: Batch, z0: Float[Tensor, "b z h w"], gather: Gather) -> list[Contrast]:
-        """Of every text that is aligned with the latents."""
-        aligned = [c for c in self.model.conditioners if isinstance(c, TextConditioner) and c.config.aligned]
-        return [text.contrast(batch, z0, gather) for text in aligned]
-
     def _distance(self, output: Tensor, target: Tensor) -> Float[Tensor, " b"]:
         distance = F.mse_loss if self.config.loss == "l2" else F.l1_loss
         return reduce(distance(output, target, reduction="none"), "b c h w -> b", "mean")
 
     @torch.no_grad()
     def held_out(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Mean loss over all steps and per bucket of steps, fixed noise: sample i sees one step in each of `BUCKETS` buckets.
-
-        Where text is aligned also its contrast, a mean over the batches.
-        """
-        process, sums, count, aligned = self.model.process, torch.zeros(BUCKETS), 0, list[Contrast]()
+        """Mean loss over all steps and per bucket of steps, fixed noise: sample i sees one step in each of `BUCKETS` buckets."""
+        process, sums, count = self.model.process, torch.zeros(BUCKETS), 0
         for batch in batches:
             z0 = self.model.latent(batch)
-            aligned += self._contrasts(batch, z0, lambda rows: rows)  # the other processes do not measure
             cond = self.model.condition(batch, size=z0.shape[2:])
             for bucket, (t, noise) in enumerate(held_out_noise(process, z0, batch)):
                 output = self.model.unet(process.add_noise(z0, noise, t), t, cond).float()
                 sums[bucket] += self._distance(output, process.target(z0, noise, t)).sum().cpu()
             count += len(z0)
         figures = {f"loss_t{bucket * process.T // BUCKETS}": float(sums[bucket] / count) for bucket in range(BUCKETS)}
-        if aligned:
-            loss, accuracy = (float(torch.stack(values).mean()) for values in zip(*aligned, strict=True))
-            figures |= {"loss_aligned": loss, "caption_accuracy": accuracy}
         return {"loss": float(sums.mean() / count), **figures}

@@ -17,6 +17,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "openmoji-64-ae": small.openmoji_64_ae,
     "openmoji-64-ae-vq": small.openmoji_64_ae_vq,
     "openmoji-64-decoder": small.openmoji_64_decoder,
+    "openmoji-64-text": small.openmoji_64_text,
     "openmoji-64": small.openmoji_64,
     "openmoji-128": small.openmoji_128,
     "class-64": small.class_64,

@@ -13,7 +13,6 @@ __all__ = ["buckets", "curves"]
 _MEANINGS = {
     "loss": ("Loss", "what is minimised"),
     "loss_simple": ("Unweighted loss", "the error of the network's output, a mean over steps"),
-    "loss_aligned": ("Contrast of captions", "cross-entropy of which latent of the batch is whose caption's"),
     "caption_accuracy": ("Captions found", "share of latents whose own caption is the likest of the batch"),
     "accuracy": ("Accuracy", "share of noisy latents whose class is found"),
     "reconstruction": ("Reconstruction", "pixel error and weighted perceptual distance"),
