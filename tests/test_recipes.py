@@ -91,7 +91,11 @@ def test_a_recipe_trains_saves_resumes_and_samples(name, data, tmp_path, monkeyp
     begun = not latent and recipe.objective.decoder_only
     stage = first_stage_of(recipe, tmp_path / "stage") if latent or begun else None
     images = data / ("classes" if "label" in conditions(recipe) or isinstance(recipe, ClassifierRecipe) else "scenes")
-    request = RunRequest(recipe, images, tmp_path / "run", stage if latent else None, stage if begun else None)
+    before = stage if begun else None
+    if latent and any(getattr(config, "aligned", 0) for config in getattr(recipe, "conditioners", ())):
+        before = tmp_path / "text"  # aligned text learns first
+        list(train_run(RunRequest(recipe.replace(objective={"kind": "alignment"}), images, before, stage)))
+    request = RunRequest(recipe, images, tmp_path / "run", stage if latent else None, before)
     for event in train_run(request):
         if isinstance(event, Progress):  # of step 10: it ends here as if it were killed
             break
