@@ -30,6 +30,7 @@ from record import save, table
 from restoration import BATCH, pipeline, reconstructed
 
 from latentworks.conditioners import TextConditioner
+from latentworks.conditioners.text import aligned_texts
 from latentworks.metrics.features import Lite0Features, collect, extract
 from latentworks.pipeline import Drawn, Pipeline
 from latentworks.request import SampleRequest
@@ -150,8 +151,7 @@ def understood(pipe: Pipeline, gallery: Gallery, asked: Sequence[Asked]) -> Int[
 
 def aligned_text(pipe: Pipeline) -> TextConditioner | None:
     """The model's text if it is aligned with its latents."""
-    aligned = [c for c in pipe.model.conditioners if isinstance(c, TextConditioner) and c.config.aligned]
-    return aligned[0] if aligned else None
+    return next(iter(aligned_texts(pipe.model.conditioners)), None)
 
 
 def tone_by_colour(gallery: Gallery, asked: Sequence[Asked], images: Sequence[np.ndarray]) -> float:

@@ -16,7 +16,7 @@ from latentworks.nn.contrast import Contrast, Gather, LatentTower, contrast
 from latentworks.nn.transformer import TextTransformer, TextTransformerConfig
 from latentworks.types import Batch, Cond, Gives
 
-__all__ = ["TextConditioner", "TextConfig", "drop_text", "fix_length", "train_tokenizer"]
+__all__ = ["TextConditioner", "TextConfig", "aligned_texts", "drop_text", "fix_length", "train_tokenizer"]
 
 PAD = "[PAD]"
 
@@ -146,6 +146,11 @@ class TextConditioner(Conditioner):
     def assets(self) -> dict[str, Any]:
         """The tokenizer."""
         return {} if self.tokenizer is None else {"tokenizer.json": self.tokenizer.to_str(pretty=True)}
+
+
+def aligned_texts(conditioners: Iterable[nn.Module]) -> list[TextConditioner]:
+    """Those of a model's conditioners that are text aligned with its latents."""
+    return [c for c in conditioners if isinstance(c, TextConditioner) and c.config.aligned]
 
 
 def drop_text(batch: Batch, where: Bool[Tensor, " b"]) -> Batch:

@@ -1,4 +1,4 @@
-"""Captions and latents brought to one space by contrast, as CLIP does (arXiv:2103.00020), small enough to be trained beside a UNet."""
+"""Captions and latents brought to one space by contrast, as CLIP does (arXiv:2103.00020), small enough to learn in minutes."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from latentworks.conditioners.text import TextConditioner
+from latentworks.conditioners.text import aligned_texts
 from latentworks.config import Config
 from latentworks.model import LatentDiffusion
 from latentworks.nn.contrast import Contrast, Gather
@@ -32,8 +32,7 @@ class _Aligned(nn.Module):
 
     def forward(self, batch: Batch, z0: Float[Tensor, "b z h w"], gather: Gather) -> list[Contrast]:
         """Of every one of them."""
-        texts = [c for c in self.model.conditioners if isinstance(c, TextConditioner) and c.config.aligned]
-        return [text.contrast(batch, z0, gather) for text in texts]
+        return [text.contrast(batch, z0, gather) for text in aligned_texts(self.model.conditioners)]
 
 
 class AlignmentObjective(Objective):
@@ -47,9 +46,8 @@ class AlignmentObjective(Objective):
 
     def __init__(self, model: LatentDiffusion, seed: int = 0) -> None:
         model.requires_grad_(False)
-        for conditioner in model.conditioners:
-            if isinstance(conditioner, TextConditioner) and conditioner.config.aligned:
-                conditioner.learn_to_align(True)
+        for text in aligned_texts(model.conditioners):
+            text.learn_to_align(True)
         self.model, self.noise = model, keyed_noise(seed)
         self.modules = {"model": _Aligned(model)}
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from latentworks.conditioners.text import TextConditioner
+from latentworks.conditioners.text import aligned_texts
 from latentworks.config import Config
 from latentworks.diffusion.process import Process
 from latentworks.model import LatentDiffusion
@@ -66,9 +66,8 @@ class DiffusionObjective(Objective):
 
     def __init__(self, config: DiffusionObjectiveConfig, model: LatentDiffusion, seed: int = 0) -> None:
         self.config, self.model, self.seed = config, model, seed
-        for conditioner in model.conditioners:
-            if isinstance(conditioner, TextConditioner) and conditioner.config.aligned:
-                conditioner.learn_to_align(False)
+        for text in aligned_texts(model.conditioners):
+            text.learn_to_align(False)
         self.modules = {"model": model}
         self.log_variance = LogVariance(model.process.T) if config.learn_variance else None
         if self.log_variance is not None:
