@@ -78,7 +78,7 @@ def main() -> None:
     rows = result.get("rows", []) if all(result.get(name) == value for name, value in facts.items()) else []
     for setting in settings(options, own.sampler, own.steps, own.guidance):
         if not any(all(row[name] == value for name, value in setting.items()) for row in rows):
-            rows.append({**setting, **judge.figures(pipe, SampleRequest(**setting, seed=0, batch=32))})
+            rows.append({**setting, **judge.drawn(pipe, SampleRequest(**setting, seed=0, batch=32))})
             save("sweep", rows, **facts)
     draw_curves(path)
     columns = list(rows[0])

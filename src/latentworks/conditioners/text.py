@@ -26,8 +26,8 @@ class TextConfig(Config):
 
     ``neighbours``: with how many tokens to either side each is mixed first (`latentworks.nn.transformer.Neighbours`), or 0.
     ``vector``: width of a vector of the whole prompt, added to the time embedding and then as wide as that, or 0: tokens alone.
-    ``word_dropout``, ``word_shuffle``: in training each word of a caption is left out with that probability (one stays), and with this one
-    the words of a caption are put in any order, so that a few captions are not just learned by heart.
+    ``word_dropout``, ``word_shuffle``: in training, with that probability a caption is cut to some of its words, to any number from one
+    to all, and with this one its words are put in any order, so that a few captions are not just learned by heart.
     ``aligned``: how many tokens the net is given in place of the prompt's own, made of the vector alone. The vector has then learnt, before
     the net, which latent a caption belongs to (`latentworks.objectives.alignment`) and not what the net would have of it, so that what says
     the same is the same, also in words that no caption of training has; while the net learns it stays as it is. 0: the prompt's own

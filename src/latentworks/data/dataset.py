@@ -224,13 +224,14 @@ class ImageDataset:
 
 
 def change_words(caption: str, dropout: float, shuffle: float, rng: np.random.Generator) -> str:
-    """Each word left out with probability ``dropout``, but never all, then with probability ``shuffle`` the rest in any order."""
+    """With probability ``dropout`` only some of the words, any number from one to all, then with probability ``shuffle`` in any order."""
     words = caption.split()
-    kept = [word for word, chance in zip(words, rng.random(len(words)), strict=True) if chance >= dropout]
-    kept = kept or [words[int(rng.integers(len(words)))]]
+    if words and rng.random() < dropout:
+        kept = np.sort(rng.permutation(len(words))[: rng.integers(len(words)) + 1])
+        words = [words[i] for i in kept]
     if rng.random() < shuffle:
-        rng.shuffle(kept)
-    return " ".join(kept)
+        rng.shuffle(words)
+    return " ".join(words)
 
 
 def indices_for(n: int, seed: int, step: int, batch: int) -> list[int]:
