@@ -44,7 +44,7 @@ SIZES = "width: 256, heads: 4, length: 24, vocabulary: 2048, dropout: 0.1"
 TEXT = f"conditioners=[{{{{kind: text, {SIZES}, layers: {{}}, neighbours: {{}}, vector: {{}}}}}}]"
 BASE = ("train.steps=1000000", "train.decay=constant", TEXT.format(4, 0, 0))
 WORDS = TEXT.format(2, 2, 256).replace("}]", ", word_dropout: 0.5, word_shuffle: 0.3}]")
-"""The row that is there was trained when each word was left out with probability 0.2, not half of the captions cut to some of their words."""
+"""The row that is there was trained when each word was left out with probability 0.2; now half of the captions are cut to some words."""
 F8 = ("unet.channels=128", "unet.multipliers=[1,2]", "unet.attention=[2]")
 """A net for latents of 8 x 8, about as fast as the recipe's is on 16 x 16."""
 

@@ -65,7 +65,7 @@ SWEEP = """## Samplers, steps and guidance (`benchmarks/sweep.py`)
 
 Fréchet distance of {n} samples, the same captions and seeds everywhere, to all training images: lower is better, and higher than with more
 samples. First by sampler and number of steps at guidance {guidance}, then by guidance with the model's own sampler and steps. Measured with
-the weights before these ones, which read prompts by tokens of their own.
+the second bundled model's weights, which read prompts by tokens of their own (`reproduction/README.md`).
 """
 
 
@@ -74,7 +74,7 @@ ENLARGED = """## What its pictures are worth (`benchmarks/emoji_128.py`)
 Fréchet distance of {n} pictures to all captioned training images of 128 px; how often the emoji named is the nearest to its picture, or
 among the five nearest, for captions without a skin tone; pictures a second from the caption to 128 px, on one core ({precision}). It takes
 its own {steps} steps where no other number stands. "Fine-tuned at 128 px" is `openmoji-64` itself, trained further at that size. All of
-it with the weights that `openmoji-64` had before the present ones.
+it with the weights of the second bundled `openmoji-64` (`reproduction/README.md`).
 """
 
 

@@ -31,7 +31,10 @@ _FIRST_STAGE_TRAINING = TrainConfig(
 _SMALL_UNET = UNetConfig(channels=64, multipliers=(1, 2, 3), blocks=1, attention=(2, 4), head_channels=32, groups=8)
 TASK_UNET = UNetConfig(channels=40, multipliers=(1, 2, 2), blocks=1, attention=(2, 4), head_channels=20, groups=8)
 """Of models that are told much by their condition: the tasks' and the enlarger."""
-_TEXT = TextConfig(width=256, layers=2, heads=4, length=24, vocabulary=2048, neighbours=2, vector=256, aligned=8, dropout=0.1)
+_TEXT = TextConfig(
+    width=256, layers=2, heads=4, length=24, vocabulary=2048, neighbours=2, vector=256, aligned=8, dropout=0.1,
+    word_dropout=0.5, word_shuffle=0.15,
+)  # fmt: skip
 _LATENT_TRAINING = TrainConfig(
     steps=6000, batch=32, optimiser="muon", lr=2e-3, warmup=100, decay="cosine", final_lr=0.02, ema=0.999, clip=1.0
 )
@@ -78,7 +81,7 @@ def openmoji_64_text() -> DiffusionRecipe:
     """Captions learn which latents of `openmoji_64_ae` are theirs, before a net does: what `openmoji_64` begins from."""
     return openmoji_64().replace(
         name="openmoji-64-text",
-        conditioners=(_TEXT.replace(word_dropout=0.2, word_shuffle=0.3).model_dump(),),
+        conditioners=(_TEXT.replace(word_shuffle=0.3).model_dump(),),
         objective={"kind": "alignment"},
         train=_LATENT_TRAINING.replace(steps=1000, batch=256, optimiser="adamw", lr=1e-3).model_dump(),
     )
