@@ -11,7 +11,6 @@ Scales measured earlier, of the same weights in the same way, stay in the result
 """
 
 import argparse
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from judging import FOLDER, Judge, centres, parse, pixels, related, within
 from record import RESULTS, save, table
 from restoration import pipeline as sized
 
+from latentworks.checkpoints.native import weights_hash
 from latentworks.checkpoints.resolve import resolve_model
 from latentworks.conditioners import LabelConditioner
 from latentworks.conditions import droppable
@@ -201,8 +201,7 @@ def measure(bench: Bench, pipeline: Pipeline | None, request: SampleRequest, sca
 
 def fingerprint(model: str) -> str:
     """Which weights these are."""
-    with (resolve_model(model) / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return weights_hash(resolve_model(model))[:16]
 
 
 def earlier(task: str, facts: dict[str, Any]) -> list[dict[str, Any]]:

@@ -64,8 +64,7 @@ first stage had more steps and its decoder some on noise.
 SWEEP = """## Samplers, steps and guidance (`benchmarks/sweep.py`)
 
 Fréchet distance of {n} samples, the same captions and seeds everywhere, to all training images: lower is better, and higher than with more
-samples. First by sampler and number of steps at guidance {guidance}, then by guidance with the model's own sampler and steps. Measured with
-the second bundled model's weights, which read prompts by tokens of their own (`reproduction/README.md`).
+samples. First by sampler and number of steps at guidance {guidance}, then by guidance with the model's own sampler and steps ({precision}).
 """
 
 
@@ -73,8 +72,7 @@ ENLARGED = """## What its pictures are worth (`benchmarks/emoji_128.py`)
 
 Fréchet distance of {n} pictures to all captioned training images of 128 px; how often the emoji named is the nearest to its picture, or
 among the five nearest, for captions without a skin tone; pictures a second from the caption to 128 px, on one core ({precision}). It takes
-its own {steps} steps where no other number stands. "Fine-tuned at 128 px" is `openmoji-64` itself, trained further at that size. All of
-it with the weights of the second bundled `openmoji-64` (`reproduction/README.md`).
+its own {steps} steps where no other number stands. "Fine-tuned at 128 px" is `openmoji-64` itself, trained further at that size.
 """
 
 
@@ -111,7 +109,7 @@ def _swept(result: dict[str, Any]) -> str:
     scales = [
         {key: row[key] for key in ("guidance", "distance", "first", "top 5")} for row in sorted(scales, key=lambda row: row["guidance"])
     ]
-    return "\n".join([SWEEP.format(n=result["n"], guidance=guidance), _whole(steps), "", _whole(scales), ""])
+    return "\n".join([SWEEP.format(n=result["n"], guidance=guidance, precision=result["precision"]), _whole(steps), "", _whole(scales), ""])
 
 
 def _whole(rows: Sequence[dict[str, Any]]) -> str:

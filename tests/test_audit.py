@@ -15,7 +15,7 @@ from latentworks.data.dataset import ImageDataset
 from latentworks.data.sources import FolderSource
 from latentworks.data.transforms import Preprocess
 from latentworks.metrics.audit import SHOWN, Audited, album, audit, read
-from latentworks.metrics.copying import LEVEL, allowed, calibrate, checked, wilson
+from latentworks.metrics.copying import LEVEL, Audit, Match, Verdict, allowed, calibrate, checked, wilson
 from latentworks.metrics.measurement import Progress
 from latentworks.metrics.near import aligned, kin, reduced, same, thumbnails
 from latentworks.metrics.reference import Reference
@@ -172,8 +172,8 @@ def test_the_rule_keeps_to_its_level_on_images_it_has_not_seen():
         flagged = [calibrate(rng.random((count, 4))).copies(rng.random((500, 4))).mean() for _ in range(60)]
         assert np.mean(flagged) <= LEVEL + 0.01
         assert allowed(count) / count <= LEVEL
-        real = rng.random((count, 4))
-        assert checked(real) <= LEVEL * count + 3 * (LEVEL * count) ** 0.5
+        wrong = checked(rng.random((count, 4)))
+        assert count == 20 if wrong is None else wrong <= LEVEL * count + 3 * (LEVEL * count) ** 0.5
     assert np.mean(flagged) < 0.047  # aims lower where it can
     with pytest.raises(ValueError, match=r"18 real images are too few .* 20 are needed"):
         calibrate(np.ones((18, 4)))
@@ -186,7 +186,7 @@ def test_a_copy_in_one_space_is_a_copy_and_twins_in_it_do_not_hide_those_of_anot
     new = np.array([[0.02, 0.9, 0.9, 0.9], [0.9, 0.1, 0.9, 0.9], [0.9, 0.9, 0.1, 0.9], [0.9, 0.9, 0.9, 0.01], [0.5, 0.5, 0.5, 0.5]])
     assert rule.copies(new).tolist() == [True, True, True, False, False]
     assert checked(real) <= LEVEL * 200
-    assert checked(real[:20]) == 0, "too few without any of them"
+    assert checked(real[:20]) is None, "too few without any of them"
     assert not calibrate(np.zeros((40, 4))).copies(np.zeros((3, 4))).any(), "all real images are training images"
 
 
@@ -221,6 +221,23 @@ def test_new_images_are_no_copies(tmp_path):
     assert scores == sorted(scores, reverse=True)
     assert scores[0] == max(verdict.score for verdict in found.verdicts)
     assert suspects[0].pictures.shape == (3, 3, SIDE, SIDE)
+
+
+@pytest.mark.parametrize(
+    ("copies", "of", "said"),
+    [
+        (1, 8, "too few samples to tell"),
+        (0, 11, "too few samples to tell"),
+        (0, 12, "no sign of memorisation"),
+        (2, 2, "it repeats some of"),
+    ],
+)
+def test_few_samples_say_little(copies, of, said):
+    match = {"pixels": Match("a", 0.1, 0.1, 2.0)}
+    verdicts = [Verdict(str(i), i < copies, 2.0, "pixels", match) for i in range(of)]
+    found = Audit(verdicts, calibrate(np.random.default_rng(0).random((20, 4))), 20, "held-out images", None, {"a": 1})
+    assert found.words.startswith(said)
+    assert "which cannot be copies" not in found.words, "20 real images are too few to see how many would be taken for copies"
 
 
 def test_repeated_images_are_named_with_their_copies(tmp_path):
@@ -303,7 +320,10 @@ def test_a_model_is_audited_at_the_command_line(tiny, data, tmp_path, monkeypatc
     values = json.loads((tmp_path / "drawn" / "audit.json").read_text())
     assert [image["name"] for image in values["images"]] == [f"seed {i}" for i in range(6)]
     assert out.startswith(f"{values['model']}: {values['verdict']}")
-    assert json.loads((tmp_path / "card.json").read_text())["audit"]["samples"] == 6
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["audit"]["samples"] == 6
+    assert values["weights"] == card["model"]["weights"]
+    assert card["audit"]["drawn"] == values["drawn"] == {"n": 6, "seed": 0, "sampler": "dpmpp_2m", "steps": 2, "guidance": 1.0}
     assert "audit" in (tmp_path / "card.md").read_text().lower()
     with Image.open(tmp_path / "drawn" / "suspects.png") as sheet:
         assert sheet.width > 6 * 128
@@ -313,22 +333,33 @@ def test_a_model_is_audited_at_the_command_line(tiny, data, tmp_path, monkeypatc
     assert json.loads((tmp_path / "again" / "audit.json").read_text())["images"] == values["images"]
 
     copies = folder(tmp_path / "copies", a=pictures(9, 1))
+    (copies / "a" / "damaged.png").write_bytes((copies / "a" / "000.png").read_bytes()[:200])
     code, out, err = lw(monkeypatch, capsys, *arguments, "--images", copies, "-o", tmp_path / "read")
     assert code == 0, err
+    assert "note: damaged images were left out: 1 (a/damaged.png)" in out
     assert "9 of 9 samples are copies" in out
     assert "  1 of train/000.png" in out
 
 
 def test_mistakes_are_one_line_and_nothing_is_written(tiny, data, tmp_path, monkeypatch, capsys):
     few = folder(tmp_path / "few", train=pictures(12))
+    assert lw(monkeypatch, capsys, "evaluate", tiny, "--data", data, "-n", 4, "--steps", 1, "--json", tmp_path / "own.json")[0] == 0
+    card = json.loads((tmp_path / "own.json").read_text())
+    (tmp_path / "other.json").write_text(json.dumps({**card, "model": {**card["model"], "weights": "abcdef0123456789"}}))
+    (tmp_path / "own.card").write_bytes((tmp_path / "own.json").read_bytes())
     for arguments, said in (
         (("--data", few), "12 real images are too few"),
         (("--data", tmp_path / "none"), "does not exist"),
         (("--data", data, "-n", 0), "n: "),
         (("--data", data, "--images", tmp_path / "none"), "does not exist"),
+        (("--data", data, "--images", few, "--steps", 3), "--steps 3: --images are there already"),
+        (("--data", data, "--seed", -1), "--seed -1"),
         (("--data", data, "--card", tmp_path / "none.json"), "none.json"),
+        (("--data", data, "--card", tmp_path / "other.json"), "is of other weights (unconditional-64 abcdef01)"),
+        (("--data", data, "--card", tmp_path / "own.card"), "a card's name ends in .json"),
+        (("--data", data, "-o", tmp_path / "own.json"), "cannot write"),
     ):
-        code, _, err = lw(monkeypatch, capsys, "audit", tiny, *arguments, "-o", tmp_path / "out")
+        code, _, err = lw(monkeypatch, capsys, "audit", tiny, "-o", tmp_path / "out", *arguments)
         assert code == 2
         assert said in err
         assert err.count("\n") == 1

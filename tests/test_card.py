@@ -12,7 +12,7 @@ from latentworks.conditioners import LabelConfig
 from latentworks.data import transforms
 from latentworks.first_stage import IdentityConfig, KLConfig, VQConfig
 from latentworks.metrics import features
-from latentworks.metrics.card import Card, add_audit, facts, read_card, write_card
+from latentworks.metrics.card import Card, add_audit, check_name, facts, read_card, write_card
 from latentworks.metrics.reference import fingerprint, reference_images
 from latentworks.metrics.task import wanted_of
 from test_evaluate import SMALL, TEXT, Means, build, diffusion_recipe, first_stage_recipe, lw, shapes
@@ -234,6 +234,10 @@ def test_options_that_contradict_the_card_are_refused(bench, arguments, message)
         (lambda card: json.dumps({**card, "images": {**card["images"], "size": "large"}}), "is damaged: images.size: Input should be"),
         (lambda card: json.dumps({key: card[key] for key in card if key != "network"}), "is damaged: network: is required"),
         (lambda card: json.dumps({**card, "measurements": [{"name": "KID"}]}), "is damaged: measurements.0.value: is required"),
+        (
+            lambda card: json.dumps({**card, "measurements": [{**card["measurements"][0], "interval": [1]}]}),
+            "is damaged: measurements.0.interval",
+        ),
         (lambda card: json.dumps({**card, "network": {**card["network"], "name": "inception-v3"}}), "was measured with inception-v3: give"),
         (
             lambda card: json.dumps({**card, "model": {**card["model"], "kind": "first_stage"}, "drawing": None}),
@@ -277,6 +281,11 @@ def test_a_card_is_written_whole_or_not_at_all(bench, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         write_card(card.replace(notes=("new",)), bench.card)
     assert bench.card.read_text() == before
+    (tmp_path / "notes.md").write_text("# Notes\n")
+    with pytest.raises(ValueError, match=r"notes\.md is no card, whose Markdown would take its place"):
+        write_card(card, tmp_path / "notes.json")
+    with pytest.raises(ValueError, match=r"cannot write .*: Not a directory; nothing was changed there"):
+        check_name(tmp_path / "notes.md" / "card.json")
     (tmp_path / "taken.md").mkdir()
     with pytest.raises(ValueError, match="there is a folder in the place of the card or its Markdown"):
         write_card(card, tmp_path / "taken.json")

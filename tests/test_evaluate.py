@@ -14,7 +14,7 @@ from latentworks.conditioners import LabelConfig, TextConfig, train_tokenizer
 from latentworks.data.transforms import from_tensor
 from latentworks.first_stage import IdentityConfig, KLConfig, VQConfig, build_first_stage
 from latentworks.metrics.distances import frechet_distance
-from latentworks.metrics.evaluate import evaluate_first_stage, evaluate_model
+from latentworks.metrics.evaluate import FEW, evaluate_first_stage, evaluate_model
 from latentworks.metrics.measurement import Evaluation, Measurement, Progress
 from latentworks.metrics.paired import psnr, psnr_non_white
 from latentworks.metrics.reference import conditions, reference_images
@@ -163,6 +163,11 @@ def test_real_held_out_images_are_the_floor(folder, monkeypatch):
     assert found["Fréchet distance of real held-out images"].value == pytest.approx(0, abs=1e-6)
     assert found["precision of real held-out images"].value == 1
     assert found["KID of real held-out images"].n == N
+    assert FEW not in found, "fewer were drawn, not more"
+    more = values(run(evaluate_model(pipeline(recipe), reference, Means(), SampleRequest(n=N + 5), held_out=reference)))
+    first = values(run(evaluate_model(pipeline(recipe), reference, Means(), SampleRequest(n=N))))["Fréchet distance"]
+    assert (more[FEW].value, more[FEW].n) == (pytest.approx(first.value, rel=1e-6), N)
+    assert more[FEW].value != more["Fréchet distance"].value
 
 
 def test_classes_are_drawn_as_often_as_they_are_there(folder):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch_fidelity import feature_extractor_inceptionv3
 
-from latentworks.metrics.features import Lite0Features, collect, extract, inception
+from latentworks.metrics.features import Lite0Features, collect, extract, filter_name, inception
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,16 @@ def test_pixels_are_centred_on_127(network: Lite0Features) -> None:
     assert pixels.shape == (1, 3, 224, 224)
     assert torch.equal(pixels.amin((0, 2, 3)), torch.tensor([-127 / 128, 0, 1]))
     assert torch.equal(pixels.amax((0, 2, 3)), torch.tensor([-127 / 128, 0, 1]))
+
+
+@pytest.mark.parametrize("kind", ["BICUBIC", "BILINEAR", "LANCZOS"])
+def test_the_resize_that_is_named_is_the_one_that_is_done(network: Lite0Features, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    assert network.resize == "bicubic to 224"
+    done = Lite0Features.pixels
+    resized = lambda self, images: done(self, [image.resize((224, 224), Image.Resampling[kind]) for image in images])  # noqa: E731
+    monkeypatch.setattr(Lite0Features, "pixels", resized)
+    assert filter_name(network._gray) == f"{kind.lower()} (Pillow's)"
+    assert filter_name(lambda image: np.asarray(image)[:8, :8]).startswith("one that Pillow has not (")
 
 
 def test_features_do_not_depend_on_the_batch_and_keep_their_order(network: Lite0Features) -> None:

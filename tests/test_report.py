@@ -181,7 +181,7 @@ def test_what_was_measured(latent, data, tmp_path):
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "audit" / "contact_sheet.png")
     html, notes = report(latent, None, tmp_path / "card.json", tmp_path / "audit", [tmp_path / "sweep.json"])
     page = read(html)
-    assert notes == []
+    assert notes == ["card.json was measured of other weights than this run's: measure it anew"]
     assert page.sections == ["summary", "curves", "buckets", "grids", "sweeps", "card", "audit", "attribution", "settings", "missing"]
     text = "".join(page.text)
     for words in ("11, 14", "inf", "few images", "another", "audit, copies", "a cpu", "threshold", "yes", "contact sheet"):
@@ -248,10 +248,31 @@ def test_mistakes_are_one_line_and_nothing_is_written(first_stage, data, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "half.json", "list.json"]
 
 
-def test_a_run_that_was_not_evaluated_has_nothing_to_reconstruct_yet(data, tmp_path):
+@pytest.mark.parametrize("weights", [None, b"damaged"])
+def test_a_run_without_weights_that_can_be_read_is_a_page_with_a_note(data, tmp_path, weights):
     ae().save(tmp_path / "recipe.json")
-    with pytest.raises(ValueError, match=r"holds no model: .* a run gets one when it stops or ends"):
-        report(tmp_path, data)
+    if weights is not None:
+        (tmp_path / "model").mkdir()
+        ae().save(tmp_path / "model" / "recipe.json")
+        (tmp_path / "model" / "model.safetensors").write_bytes(weights)
+    html, notes = report(tmp_path, data)
+    assert any(("model.safetensors" if weights else "a run gets one when it stops or ends") in note for note in notes)
+    assert "reconstructions" not in read(html).sections
+
+
+def test_what_is_worth_seeing_is_seen(tmp_path):
+    """The copies of an audit though they come last, the best curves of a sweep though they come last, rows of other n apart."""
+    ae().save(tmp_path / "recipe.json")
+    (tmp_path / "audit").mkdir()
+    samples = [{"name": f"seed {i}", "score": i / 200} for i in range(300)]
+    (tmp_path / "audit" / "audit.json").write_text(json.dumps({"images": samples}))
+    rows = [{"sampler": f"s{i}", "steps": steps, "distance": 90 - 10 * i + steps, "n": 100} for i in range(9) for steps in (5, 10)]
+    (tmp_path / "sweep.json").write_text(json.dumps({"rows": [*rows, {**rows[-1], "n": 8, "distance": 500}]}))
+    page = read(report(tmp_path).html)
+    text = "".join(page.text)
+    assert "seed 299" in text
+    assert "seed 10" not in re.findall(r"seed \d+", text)
+    assert "distance over steps: the smallest is 15 at steps 5 (s8 n 100)" in page.charts
 
 
 def test_a_chart():

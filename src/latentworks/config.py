@@ -66,7 +66,7 @@ def _path(loc: tuple[str | int, ...], values: Any, missing: bool) -> str:
     """The key as a person writes it: without the union members that pydantic names on the way."""
     parts = []
     for place, part in enumerate(loc):
-        known = part in values if isinstance(values, dict) else isinstance(values, list | tuple) and isinstance(part, int)
+        known = part in values if isinstance(values, dict) else isinstance(values, list | tuple) and part in range(len(values))
         if known or (missing and place == len(loc) - 1):
             parts.append(str(part))
             values = values[part] if known else None

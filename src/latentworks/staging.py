@@ -5,10 +5,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from safetensors import SafetensorError
 
-__all__ = ["staged", "staged_file"]
+__all__ = ["check_place", "staged", "staged_file"]
 
 
 @contextmanager
@@ -54,6 +55,16 @@ def staged_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # also where its folder could not be made
             temporary.unlink(missing_ok=True)
+
+
+def check_place(path: Path) -> None:
+    """Before long work whose result goes to ``path``, a file whose folder need not exist yet. Raises: as `staged`."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _refusal(path, error) from None
 
 
 def _flush(path: Path) -> None:

@@ -15,7 +15,7 @@ from latentworks.model import LatentDiffusion
 from latentworks.recipe import Model, Recipe, build_model, read_recipe
 from latentworks.staging import staged
 
-__all__ = ["KEEP", "is_model_folder", "load_folder", "load_newest_state", "read_assets", "save_folder", "save_state"]
+__all__ = ["KEEP", "is_model_folder", "load_folder", "load_newest_state", "read_assets", "save_folder", "save_state", "weights_hash"]
 
 KEEP = 2
 """Training states kept: the newest, and the one before it to fall back to."""
@@ -43,6 +43,12 @@ def save_folder(folder: Path, model: Model, recipe: Recipe, card: str = "", dtyp
 def is_model_folder(path: Path) -> bool:
     """Whether a folder holds a model of ours."""
     return (path / "recipe.json").is_file() and (path / "model.safetensors").is_file()
+
+
+def weights_hash(folder: Path) -> str:
+    """sha256 of a model folder's weights, by which a card or an audit says which model it is of."""
+    with (folder / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_folder(folder: Path) -> tuple[Model, Recipe]:

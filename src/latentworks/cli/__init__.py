@@ -14,3 +14,6 @@ def main() -> None:
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"lw: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except MemoryError as error:
+        print(f"lw: not enough memory: ask for fewer or smaller images at once. {' '.join(str(error).split())}".strip(), file=sys.stderr)
+        sys.exit(2)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -11,22 +11,25 @@ if TYPE_CHECKING:
 
     from latentworks.metrics.audit import Audited, Suspect
     from latentworks.metrics.measurement import Progress
+    from latentworks.metrics.reference import Reference
 
 __all__ = ["audit"]
+
+AUDIT, SHEET = "audit.json", "suspects.png"
 
 
 def audit(
     model: Annotated[str, typer.Argument(help="A bundled model's name, a model folder or a run folder.")],
     data: Annotated[Path, typer.Option(help="Folder of the images it was trained on, with held-out ones.")],
-    n: Annotated[int, typer.Option("-n", help="Images to draw, for captions or classes of training images.")] = 500,
+    n: Annotated[int | None, typer.Option("-n", help="Images to draw (500), for captions or classes of training images.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of images to audit instead of drawing.")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, plms, dpmpp_2m or unipc. Default: the model's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. Default: the model's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the model's.")] = None,
-    seed: Annotated[int, typer.Option(help="Image i is drawn with seed + i; also the seed of captions.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Image i is drawn with seed + i; also the seed of captions (0).")] = None,
     batch: Annotated[int, typer.Option(help="Images at once; changes speed and memory, not the verdicts.")] = 16,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for audit.json and suspects.png.")] = Path("audit"),
-    card: Annotated[Path | None, typer.Option(help="Evaluation card to write the summary into.")] = None,
+    card: Annotated[Path | None, typer.Option(help="Evaluation card of these weights, to write the summary into.")] = None,
 ) -> None:
     """Find out whether a model repeats its training images: those nearest to each sample, and a verdict for each and for the model.
 
@@ -34,30 +37,52 @@ def audit(
     """
     from latentworks.cli.terminal import progress_bar
     from latentworks.metrics.audit import Audited
-    from latentworks.metrics.card import add_audit, read_card
+    from latentworks.metrics.card import add_audit
 
-    if card is not None:
-        read_card(card)  # one that cannot be added to is better found now
-    drawing = {"n": n, "sampler": sampler, "steps": steps, "guidance": guidance, "seed": seed, "batch": batch}
-    name, events = _begin(model, data, images, drawing)
+    _check(out, card, model)
+    drawing = {"n": n, "sampler": sampler, "steps": steps, "guidance": guidance, "seed": seed}
+    begun = _begin(model, data, images, {key: value for key, value in drawing.items() if value is not None}, batch)
     with progress_bar() as show:
-        for event in events:
+        for event in begun.events:
             if isinstance(event, Audited):
                 audited = event
             else:
                 show(*event)
-    made = {"images": images.resolve().name} if images else {"drawn": drawing}
-    _write(audited, {"model": name, "data": data.resolve().name, **made}, out)
-    typer.echo(f"{name}: {audited.audit.words}")
+    typer.echo(f"{begun.facts['model']}: {audited.audit.words}")
     for line in _details(audited):
         typer.echo(line)
-    typer.echo(f"{out / 'audit.json'}: every sample; {out / 'suspects.png'}: the most suspicious beside the nearest training images")
+    _write(audited, begun.facts, out)
+    typer.echo(f"{out / AUDIT}: every sample; {out / SHEET}: the most suspicious beside the nearest training images")
     if card is not None:
-        add_audit(card, audited.audit.summary())
+        add_audit(card, {**audited.audit.summary(), **{key: begun.facts[key] for key in ("data", "images", "drawn") if key in begun.facts}})
 
 
-def _begin(model: str, data: Path, images: Path | None, drawing: dict[str, Any]) -> "tuple[str, Iterator[Progress | Audited]]":
-    """The model's name and its audit. Raises: ValueError before anything is drawn."""
+def _check(out: Path, card: Path | None, model: str) -> None:
+    """Raises: ValueError for a folder that cannot be written, or a card that cannot be added to or is of other weights."""
+    from latentworks.checkpoints.native import weights_hash
+    from latentworks.checkpoints.resolve import resolve_model
+    from latentworks.metrics.card import check_name, read_card
+    from latentworks.staging import check_place
+
+    check_place(out / AUDIT)
+    if card is None:
+        return
+    of = read_card(card).model
+    check_name(card)
+    if of.weights != weights_hash(resolve_model(model)):
+        raise ValueError(f"--card {card} is of other weights ({of.name} {of.weights[:8]}): write one of {model} by lw evaluate --json")
+
+
+class _Begun(NamedTuple):
+    """What is audited, as it stands in audit.json, and the audit."""
+
+    facts: dict[str, Any]
+    events: "Iterator[Progress | Audited]"
+
+
+def _begin(model: str, data: Path, images: Path | None, drawing: dict[str, Any], batch: int) -> _Begun:
+    """Raises: ValueError before anything is drawn."""
+    from latentworks.checkpoints.native import weights_hash
     from latentworks.checkpoints.resolve import resolve_model
     from latentworks.data.dataset import ImageDataset
     from latentworks.data.sources import FolderSource
@@ -68,18 +93,37 @@ def _begin(model: str, data: Path, images: Path | None, drawing: dict[str, Any])
     from latentworks.recipe import read_recipe
     from latentworks.request import SampleRequest
 
-    request = SampleRequest.parse(drawing)
-    recipe = read_recipe(resolve_model(model) / "recipe.json")
+    if images is not None and drawing:
+        option = next(iter(drawing))
+        raise ValueError(f"{'-n' if option == 'n' else f'--{option}'} {drawing[option]}: --images are there already: leave one of both out")
+    request = SampleRequest.parse({"n": 500, **drawing, "batch": batch})
+    folder = resolve_model(model)
+    recipe, network = read_recipe(folder / "recipe.json"), Lite0Features()
+    facts: dict[str, Any] = {
+        "model": recipe.name, "weights": weights_hash(folder), "data": data.resolve().name, "network": f"{network.name} {network.hash[:8]}"
+    }  # fmt: skip
     training = reference_images(data, recipe, "train")
     held_out = reference_images(data, recipe, "held_out") if training.source.counts["held_out"] else None
-    through = None  # images from elsewhere are compared as they are
     if images is None:
         pipeline = load(model)
-        samples, count, through = drawn(pipeline, training, request), request.n, pipeline.model.first_stage
-    else:
-        source = FolderSource(images, channels=training.source.channels)
-        samples, count = read(Reference(images.name, source, ImageDataset(source, recipe.plain)), request.batch), len(source)
-    return recipe.name, audit(samples, count, training, Lite0Features(), held_out=held_out, through=through, batch=request.batch)
+        samples, through = drawn(pipeline, training, request), pipeline.model.first_stage
+        full = pipeline.filled(request)
+        facts["drawn"] = full.model_dump(mode="json", include={"n", "sampler", "steps", "eta", "guidance", "seed"}, exclude_none=True)
+        return _Begun(facts, audit(samples, request.n, training, network, held_out=held_out, through=through, batch=batch))
+    source = FolderSource(images, channels=training.source.channels)
+    given = Reference(images.resolve().name, source, ImageDataset(source, recipe.plain))
+    facts["images"] = given.name  # they are compared as they are, through no first stage
+    return _Begun(facts, _noted(audit(read(given, batch), len(source), training, network, held_out=held_out, batch=batch), given))
+
+
+def _noted(events: "Iterator[Progress | Audited]", given: "Reference") -> "Iterator[Progress | Audited]":
+    """Events whose last one also says which of the images given could not be read."""
+    from latentworks.metrics.audit import Audited
+
+    for event in events:
+        if isinstance(event, Audited):
+            event.audit.notes.extend(given.damaged)
+        yield event
 
 
 def _details(audited: "Audited") -> Iterator[str]:
@@ -96,9 +140,9 @@ def _write(audited: "Audited", facts: dict[str, Any], folder: Path) -> None:
     from latentworks.grids import save_sheet
     from latentworks.staging import staged_file
 
-    with staged_file(folder / "audit.json") as file:
+    with staged_file(folder / AUDIT) as file:
         file.write_text(dumps({**facts, **audited.audit.as_json()}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    save_sheet(folder / "suspects.png", _sheet(audited.suspects))
+    save_sheet(folder / SHEET, _sheet(audited.suspects))
 
 
 def _sheet(suspects: "list[Suspect]") -> "Image.Image":

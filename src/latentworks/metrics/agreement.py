@@ -90,9 +90,10 @@ _NOTHING = Measurement("figure", math.nan, 0, "", "")
 def figures(old: Card, new: Card) -> list[Figure]:
     """Every figure of both, by name. On the same machine, with the same versions, they must be equal to the last bit."""
     before, after = ({one.name: one for one in card.measurements} for card in (old, new))
-    exact = _exact(old, new)
+    exact, compared_with = _exact(old, new), old.data.reference.images
     return [
-        Figure(before.get(name), after.get(name), 0.0 if exact else _allowed(before.get(name))) for name in dict.fromkeys([*before, *after])
+        Figure(before.get(name), after.get(name), 0.0 if exact else _allowed(before.get(name), compared_with))
+        for name in dict.fromkeys([*before, *after])
     ]
 
 
@@ -100,12 +101,13 @@ def _exact(old: Card, new: Card) -> bool:
     return all(difference.path.startswith(NAMES) for difference in differences(old, new))
 
 
-def _allowed(one: Measurement | None) -> float:
+def _allowed(one: Measurement | None, compared_with: int) -> float:
+    """``compared_with``: reference images, of which recall is a share, as precision is of the others."""
     if one is None or not math.isfinite(one.value):
         return 0.0
     kind = one.name.partition(" of ")[0]
-    few = FLIPPED / one.n if kind in ("precision", "recall") else 0.0
-    return max(RELATIVE * abs(one.value), ABSOLUTE.get(kind, 0.0), few)
+    few = {"precision": FLIPPED / one.n, "recall": FLIPPED / compared_with}
+    return max(RELATIVE * abs(one.value), ABSOLUTE.get(kind, 0.0), few.get(kind, 0.0))
 
 
 def _near(a: float, b: float, allowed: float) -> bool:

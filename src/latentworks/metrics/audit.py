@@ -23,6 +23,7 @@ from latentworks.metrics.near import SPACES, Album, Kin, kin, reduced, thumbnail
 from latentworks.metrics.reference import Reference, conditions
 from latentworks.pipeline import Drawn, Pipeline
 from latentworks.request import SampleRequest
+from latentworks.types import Batch
 
 __all__ = ["Audited", "Sample", "Suspect", "album", "audit", "drawn", "read"]
 
@@ -127,7 +128,8 @@ def audit(
         raise ValueError("no images to audit: the folder or the sample is empty")
     if rule.limit * len(real.values) < POWERLESS:
         real.notes.append("some of these real images are as near to training images as copies are: only exact copies can be told from them")
-    found = Audit(verdicts, rule, len(real.values), real.what, checked(real.values), _times(known, verdicts), real.notes)
+    notes = real.notes + training.damaged + (held_out.damaged if held_out is not None else [])
+    found = Audit(verdicts, rule, len(real.values), real.what, checked(real.values), _times(known, verdicts), notes)
     yield Audited(found, [_suspect(verdicts[-i - 1], x, near, known) for _, i, x, near in sorted(worst, reverse=True)])
 
 
@@ -210,10 +212,14 @@ def _suspect(verdict: Verdict, x: Float[Tensor, "c s s"], near: Kin, known: Albu
 def drawn(pipeline: Pipeline, training: Reference, request: SampleRequest) -> Iterator[Sample]:
     """``request.n`` images for the training images' captions or classes; image i has seed ``request.seed + i``.
 
-    Raises: ValueError for conditions that the training images do not have.
+    Raises: ValueError, at once, for conditions that the training images do not have.
     """
+    return _drawn(pipeline, conditions(pipeline.model, training, request.n, request.seed, request.batch), request)
+
+
+def _drawn(pipeline: Pipeline, wanted: Iterator[Batch], request: SampleRequest) -> Iterator[Sample]:
     done = 0
-    for batch in conditions(pipeline.model, training, request.n, request.seed, request.batch):
+    for batch in wanted:
         for event in pipeline.draw_batch(batch, request.replace(seed=request.seed + done)):
             if isinstance(event, Drawn):
                 texts = batch.get("text") or [""] * event.done

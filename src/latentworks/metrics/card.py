@@ -11,7 +11,7 @@ from pydantic import Field, JsonValue, field_serializer
 from latentworks.config import Config, read_mapping
 from latentworks.metrics.measurement import Measurement
 from latentworks.metrics.reference import Fingerprint
-from latentworks.staging import staged_file
+from latentworks.staging import check_place, staged_file
 
 __all__ = [
     "FORMAT",
@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 FORMAT: Literal["latentworks-card/1"] = "latentworks-card/1"
+
+TITLE = "# Evaluation of"
+"""What a card's Markdown begins with."""
 
 
 class ModelFacts(Config):
@@ -132,7 +135,7 @@ class Card(Config):
 
     def markdown(self) -> str:
         """For people: the figures first, then every fact, then how to repeat them."""
-        lines = [f"# Evaluation of {self.model.name}", "", *_table(self.measurements), ""]
+        lines = [f"{TITLE} {self.model.name}", "", *_table(self.measurements), ""]
         lines += [f"- {note}" for note in self.notes] + ([""] if self.notes else [])
         for section in dict.fromkeys(fact.section for fact in facts(self)):
             lines += [f"## {section.capitalize()}", ""]
@@ -209,12 +212,16 @@ def read_card(path: Path) -> Card:
 
 def check_name(path: Path, repeated: Path | None = None) -> None:
     """Raises: ValueError if a card cannot be written to ``path``, or would take the place of the one it repeats."""
+    page = path.with_suffix(".md")
     if path.suffix != ".json":
         raise ValueError(f"{path}: a card's name ends in .json, its Markdown beside it in .md: name it {path.with_suffix('.json').name}")
-    if path.is_dir() or path.with_suffix(".md").is_dir():
+    if path.is_dir() or page.is_dir():
         raise ValueError(f"{path}: there is a folder in the place of the card or its Markdown: give another name")
     if repeated is not None and path.resolve() == repeated.resolve():
         raise ValueError(f"{path} is the card that is repeated: give the new one another name")
+    if page.is_file() and not page.read_text(encoding="utf-8", errors="replace").startswith(TITLE):
+        raise ValueError(f"{page} is no card, whose Markdown would take its place: give the card another name")
+    check_place(path)
 
 
 def write_card(card: Card, path: Path) -> None:

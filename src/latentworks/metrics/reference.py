@@ -43,6 +43,12 @@ class Reference:
         return self.source.channels
 
     @property
+    def damaged(self) -> list[str]:
+        """A note on the images that could not be read so far, if there are any."""
+        skipped = self.dataset.skipped
+        return [f"damaged images were left out: {len(skipped)} ({', '.join(skipped[:5])})"] if skipped else []
+
+    @property
     def has_features(self) -> bool:
         """Whether a feature network can see them."""
         return self.channels in (1, 3)
@@ -111,6 +117,8 @@ def conditions(model: LatentDiffusion, reference: Reference, n: int, seed: int, 
     classes that the model does not have.
     """
     source, fields = reference.source, {str(conditioner.field) for conditioner in model.conditioners}
+    if seed < 0:
+        raise ValueError(f"--seed {seed}: it also shuffles the folder's conditions: give 0 or more")
     if "text" in fields and not any(entry.text for entry in source.entries):
         raise ValueError("--data: this model draws from prompts, but no image there has a caption: give a folder with captions")
     if "label" in fields and not source.classes:

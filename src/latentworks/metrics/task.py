@@ -11,10 +11,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import PIL
 import torch
+from jaxtyping import UInt8
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from latentworks.checkpoints.native import load_folder
+from latentworks.checkpoints.native import load_folder, weights_hash
 from latentworks.checkpoints.resolve import resolve_model
 from latentworks.config import Config
 from latentworks.data.listing import Split
@@ -30,7 +31,7 @@ from latentworks.metrics.card import (
     VersionFacts,
 )
 from latentworks.metrics.evaluate import evaluate_first_stage, evaluate_model
-from latentworks.metrics.features import FeatureNetwork
+from latentworks.metrics.features import FeatureNetwork, filter_name
 from latentworks.metrics.measurement import Evaluation, Progress
 from latentworks.metrics.reference import ORDER, Fingerprint, Reference, fingerprint, reference_images
 from latentworks.model import LatentDiffusion
@@ -54,6 +55,13 @@ class Wanted(Config):
     seed: int = 0
     batch: int = Field(16, ge=1)
     bootstrap: int = Field(0, ge=0)
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _enough(cls, resamples: int) -> int:
+        if resamples == 1:
+            raise ValueError("one resample has no interval: give more, e.g. 100, or 0 for none")
+        return resamples
 
 
 def wanted_of(card: Card) -> Wanted:
@@ -111,9 +119,7 @@ def _model(folder: Path, recipe: Recipe) -> ModelFacts:
     settings = hashlib.sha256()
     for path in (folder / "recipe.json", *sorted(folder.glob("conditioners/*/*.json"))):
         settings.update(path.relative_to(folder).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    with (folder / "model.safetensors").open("rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
-    return ModelFacts(name=recipe.name, kind=recipe.kind, weights=weights, settings=settings.hexdigest())
+    return ModelFacts(name=recipe.name, kind=recipe.kind, weights=weights_hash(folder), settings=settings.hexdigest())
 
 
 def _drawing(pipeline: Pipeline, request: SampleRequest) -> DrawingFacts:
@@ -150,7 +156,7 @@ def _card(
     folder, counts = source.path.resolve().name, source.counts
     return Card(
         model=model,
-        images=ImageFacts(size=plain.size, crop=plain.out_size, resize=_resize_filter(), channels=source.channels),
+        images=ImageFacts(size=plain.size, crop=plain.out_size, resize=filter_name(_fitted), channels=source.channels),
         data=DataFacts(folder=folder, train=counts["train"], held_out=counts["held_out"], reference=seen, floor=beside),
         drawing=drawing,
         network=NetworkFacts(name=network.name, hash=network.hash, dim=network.dim, resize=network.resize),
@@ -160,14 +166,9 @@ def _card(
     )
 
 
-def _resize_filter() -> str:
-    """The filter that images are prepared with, told by what it does to noise: what stands in a card is what the code did."""
-    noise = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
-    done = Preprocess(size=13).fit(noise[..., None])[..., 0]
-    for kind in Image.Resampling:
-        if np.array_equal(done, np.asarray(Image.fromarray(noise).resize((13, 13), kind))):
-            return f"{kind.name.lower()} (Pillow's)"
-    return f"one that Pillow has not ({hashlib.sha256(done.tobytes()).hexdigest()[:8]})"
+def _fitted(image: Image.Image) -> UInt8[np.ndarray, "13 13"]:
+    """A gray image, made small as images are prepared for every model."""
+    return Preprocess(size=13).fit(np.asarray(image)[..., None])[..., 0]
 
 
 def _machine(device: torch.device, batch: int) -> MachineFacts:

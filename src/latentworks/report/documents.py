@@ -1,7 +1,7 @@
 """What others measured, as JSON: the evaluation card, the audit, sweeps of sampling; shown whatever else their writers put into them."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -15,25 +15,45 @@ __all__ = ["audit", "card", "sweep"]
 ROWS = 100
 """Rows of a table that are shown at most."""
 
+_APART = ("n", "eta", "seed")
+"""Where rows of a sweep differ in these too, their distances do not compare: they are curves of their own."""
+
 _FIRST = ("name", "value", "unit", "interval", "n", "reference", "sampler", "steps", "guidance", "distance")
 """Columns that come first, in this order; the others follow as they come."""
 
 
-def card(path: Path) -> list[Block]:
-    """The figures of an evaluation, then what they depend on. Raises: ValueError for a file that is no card."""
+def card(path: Path, own: Collection[str], notes: list[str]) -> list[Block]:
+    """The figures of an evaluation, then what they depend on. Raises: ValueError for a file that is no card.
+
+    ``own``: hashes of the run's weights; that these are others is added to ``notes``.
+    """
     values = read_json(path)
-    measurements, notes = values.get("measurements"), values.get("notes") or []
-    if not _objects(measurements) or not isinstance(notes, list):
+    measurements, said = values.get("measurements"), values.get("notes") or []
+    if not _objects(measurements) or not isinstance(said, list):
         raise ValueError(f"{path.name} is no evaluation card, it has no measurements: `lw evaluate RUN --data DIR --json FILE` writes one")
+    model = values.get("model")
+    _of_others(path.name, model.get("weights") if isinstance(model, dict) else None, own, notes)
     rest = {key: value for key, value in values.items() if key not in ("measurements", "notes", "format")}
-    return [*_table("Figures", measurements), *(Text(f"Note: {_shown(note)}") for note in notes), *_blocks(rest)]
+    return [*_table("Figures", measurements), *(Text(f"Note: {_shown(note)}") for note in said), *_blocks(rest)]
 
 
-def audit(folder: Path, notes: list[str]) -> list[Block]:
-    """What was looked for, and its pictures; a damaged one is added to ``notes``. Raises: ValueError for a folder without audit.json."""
+def _of_others(name: str, weights: object, own: Collection[str], notes: list[str]) -> None:
+    """Note that something was measured of other weights than the run's. What does not say of which ones is believed."""
+    if isinstance(weights, str) and weights not in own:
+        notes.append(f"{name} was measured of other weights than this run's: measure it anew")
+
+
+def audit(folder: Path, own: Collection[str], notes: list[str]) -> list[Block]:
+    """What was looked for, and its pictures. Raises: ValueError for a folder without audit.json.
+
+    ``own``: as `card`; ``notes`` also grows by damaged pictures.
+    """
     if not (folder / "audit.json").is_file():
         raise ValueError(f"{folder.name} holds no audit.json, so it is no audit: give a folder that `lw audit` wrote")
     values = read_json(folder / "audit.json")
+    if _objects(samples := values.get("images")):
+        values["images"] = sorted(samples, key=lambda row: _number(row.get("score")) or 0.0, reverse=True)  # the likest copies first
+    _of_others(f"{folder.name}/audit.json", values.get("weights"), own, notes)
     pictures = list[Picture]()
     for path in sorted(folder.glob("*.png")):
         name = path.stem.replace("_", " ").replace("-", " ")
@@ -49,7 +69,8 @@ def sweep(path: Path, name: str) -> list[Block]:
     """Its distances over steps and over guidance, then all its rows. ``name``: of its charts. Raises: ValueError for other files.
 
     The shape: an object with ``rows``, a list of objects; drawn are those with a number in ``distance`` and in ``steps`` or ``guidance``,
-    one curve for each ``sampler`` and value of the other one. What else is in the object or a row is shown in words.
+    one curve for each ``sampler`` and value of the other one, and of n, eta and seed where these differ. What else is in the object or
+    a row is shown in words.
     """
     values = read_json(path)
     rows = values.get("rows")
@@ -63,15 +84,17 @@ def sweep(path: Path, name: str) -> list[Block]:
 def _swept(rows: Sequence[Mapping[str, Any]], over: str, other: str, name: str) -> Chart | None:
     """The distance over one setting, a curve for each sampler and value of the other one that has two points; None without any."""
     found: dict[str, dict[float, float]] = {}
+    others = [key for key in _APART if len({_shown(row.get(key)) for row in rows}) > 1]
     for row in rows:
         at, distance = _number(row.get(over)), _number(row.get("distance"))
         if at is not None and distance is not None:
-            beside = f"{other} {_shown(row[other])}" if row.get(other) is not None else ""
-            found.setdefault(f"{_shown(row.get('sampler'))} {beside}".strip() or "distance", {})[at] = distance
+            beside = [f"{key} {_shown(row[key])}" for key in (other, *others) if row.get(key) is not None]
+            found.setdefault(" ".join([_shown(row.get("sampler")), *beside]).strip() or "distance", {})[at] = distance
     drawn = {label: sorted(points.items()) for label, points in found.items() if len(points) > 1}
     if not drawn:
         return None
-    curves = [Curve(label, points, i, marked=True) for i, (label, points) in enumerate(list(drawn.items())[:SERIES])]
+    lowest = sorted(drawn, key=lambda label: min(distance for _, distance in drawn[label]))[:SERIES]  # the worse ones are left out
+    curves = [Curve(label, drawn[label], i, marked=True) for i, label in enumerate(label for label in drawn if label in lowest)]
     best = min(((y, x, curve.label) for curve in curves for x, y in curve.points))
     spoken = f"distance over {over}: the smallest is {best[0]:.4g} at {over} {best[1]:g} ({best[2]})"
     positions = [x for curve in curves for x, _ in curve.points]

@@ -58,15 +58,16 @@ def _sections(
             notes.append(str(error))
             return []
 
-    of_card = found(card_file, "card.json", card)  # what can be wrong with a request comes before what takes long
-    of_audit = found(audit_folder, "audit", partial(audit, notes=notes))
+    own = run.weights()
+    of_card = found(card_file, "card.json", partial(card, own=own, notes=notes))  # what can be wrong comes before what takes long
+    of_audit = found(audit_folder, "audit", partial(audit, own=own, notes=notes))
     inside = [path.name for path in sorted(run.folder.glob("sweep*.json")) if path.resolve() not in {given.resolve() for given in sweeps}]
     swept = [block for i, given in enumerate(sweeps) for block in sweep(given, f"given{i}")]
     for i, name in enumerate(inside):
         swept += found(None, name, partial(sweep, name=f"own{i}"))
-    reconstructed = [] if data is None else reconstructions(run, data)
+    reconstructed = [] if data is None else reconstructions(run, data, notes)
     quoted = run.attribution(data)
-    yield Section("summary", "Summary", summary(run))
+    yield Section("summary", "Summary", summary(run, notes))
     yield Section("curves", "Curves", curves(run))
     yield Section("buckets", "Losses by step of the process", buckets(run))
     yield Section("grids", "Pictures over time", grids(run, notes))

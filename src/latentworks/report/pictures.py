@@ -77,12 +77,17 @@ def _spread(items: Sequence[tuple[int, Path]], most: int) -> list[tuple[int, Pat
 
 
 @torch.no_grad()
-def reconstructions(run: Run, data: Path) -> list[Block]:
+def reconstructions(run: Run, data: Path, notes: list[str]) -> list[Block]:
     """Some held-out images, what is left of them after the first stage, and the error, made now with the run's last weights, or the best
-    ones while it has no others. Raises: ValueError when it has no model yet, or the folder no held-out images that fit.
+    ones while it has no others; that it has none yet, or damaged ones, is added to ``notes``. Raises: ValueError for a folder without
+    held-out images that fit.
     """
     ended = is_model_folder(run.folder / "model") or not is_model_folder(run.folder / "best")
-    model, recipe = load_folder(resolve_model(run.folder) if ended else run.folder / "best")
+    try:
+        model, recipe = load_folder(resolve_model(run.folder) if ended else run.folder / "best")
+    except ValueError as error:
+        notes.append(str(error))
+        return []
     first_stage = model if isinstance(model, FirstStage) else model.first_stage
     if isinstance(first_stage, IdentityFirstStage):
         return [Text(f"This {NOUNS[recipe.kind]} works on pixels: its first stage changes nothing, so there is nothing to reconstruct.")]

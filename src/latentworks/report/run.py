@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentworks.checkpoints.native import is_model_folder
+from latentworks.checkpoints.native import is_model_folder, weights_hash
 from latentworks.recipe import Recipe, read_recipe
 
 __all__ = ["Points", "Run", "Series", "read_json", "read_run"]
@@ -49,6 +49,10 @@ class Run:
             total += (step - before) * images / speed if speed > 0 else 0.0
             before = step
         return total
+
+    def weights(self) -> list[str]:
+        """The hashes of its weights, the last and the best ones."""
+        return [weights_hash(folder) for folder in (self.folder / "model", self.folder / "best") if is_model_folder(folder)]
 
     def attribution(self, data: Path | None) -> str:
         """Whose images it learned from, as its model card quotes it, or the folder ``data`` says; "" where that is not known."""

@@ -13,14 +13,14 @@ from latentworks.report.run import Points, Run
 __all__ = ["settings", "summary"]
 
 
-def summary(run: Run) -> list[Block]:
-    """What was trained, on what, how long, and how good it is at its best."""
+def summary(run: Run, notes: list[str]) -> list[Block]:
+    """What was trained, on what, how long, and how good it is at its best; damaged weights are added to ``notes``."""
     recipe, config, data = run.recipe, run.recipe.train, run.recipe.data
     share = f" ({run.step / config.steps:.0%})" if run.step < config.steps else ""
     cropped = f", trained on squares of {data.out_size} px" if data.out_size != data.size else ""
     facts = [
         ("model", f"{recipe.name}, a {NOUNS[recipe.kind]}"),
-        ("size", _size(run)),
+        ("size", _size(run, notes)),
         ("steps", f"{run.step:,} of {config.steps:,}{share}"),
         ("images a step", f"{config.batch}{f' x {config.accumulate}' if config.accumulate > 1 else ''} in each process"),
         ("data", f"{data.size} px, {data.channels or 'its own'} channels{cropped}"),
@@ -39,12 +39,17 @@ def settings(run: Run) -> list[Block]:
     return [Table("recipe.json", ("setting", "value"), list(_flat(run.recipe.model_dump(mode="json"))), folded=True)]
 
 
-def _size(run: Run) -> str:
-    """Numbers in the model's file, by part; "" where there is none yet."""
+def _size(run: Run, notes: list[str]) -> str:
+    """Numbers in the model's file, by part; "" where there is none yet, or it is damaged, which is noted."""
     for folder in (run.folder / "model", run.folder / "best"):
         if is_model_folder(folder):
             sizes: dict[str, int] = {}
-            for name, tensor in read_tensors(folder / "model.safetensors").items():
+            try:
+                tensors = read_tensors(folder / "model.safetensors")
+            except ValueError as error:
+                notes.append(str(error))
+                return ""
+            for name, tensor in tensors.items():
                 part = name.partition(".")[0].replace("_", " ")
                 sizes[part] = sizes.get(part, 0) + tensor.numel()
             parts = ", ".join(f"{part} {_millions(size)}" for part, size in sizes.items() if size >= 1000)
