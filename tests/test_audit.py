@@ -328,8 +328,11 @@ def test_a_model_is_audited_at_the_command_line(tiny, data, tmp_path, monkeypatc
     with Image.open(tmp_path / "drawn" / "suspects.png") as sheet:
         assert sheet.width > 6 * 128
 
+    (tmp_path / "facts.json").write_text('{"data": "that of other files"}')  # beside the model, as in a run
     again = lw(monkeypatch, capsys, *arguments, "-n", 6, "-o", tmp_path / "again", "--batch", 3)
     assert again[0] == 0
+    assert "note: --data: names, sizes or times of its files are not those of training" in again[1]
+    assert "note: --data" not in out
     assert json.loads((tmp_path / "again" / "audit.json").read_text())["images"] == values["images"]
 
     copies = folder(tmp_path / "copies", a=pictures(9, 1))

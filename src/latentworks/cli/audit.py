@@ -1,6 +1,6 @@
 """`lw audit`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -109,21 +109,33 @@ def _begin(model: str, data: Path, images: Path | None, drawing: dict[str, Any],
         samples, through = drawn(pipeline, training, request), pipeline.model.first_stage
         full = pipeline.filled(request)
         facts["drawn"] = full.model_dump(mode="json", include={"n", "sampler", "steps", "eta", "guidance", "seed"}, exclude_none=True)
-        return _Begun(facts, audit(samples, request.n, training, network, held_out=held_out, through=through, batch=batch))
+        events = audit(samples, request.n, training, network, held_out=held_out, through=through, batch=batch)
+        return _Begun(facts, _noted(events, lambda: _other_files(folder, training)))
     source = FolderSource(images, channels=training.source.channels)
     given = Reference(images.resolve().name, source, ImageDataset(source, recipe.plain))
     facts["images"] = given.name  # they are compared as they are, through no first stage
-    return _Begun(facts, _noted(audit(read(given, batch), len(source), training, network, held_out=held_out, batch=batch), given))
+    events = audit(read(given, batch), len(source), training, network, held_out=held_out, batch=batch)
+    return _Begun(facts, _noted(events, lambda: _other_files(folder, training) + given.damaged))
 
 
-def _noted(events: "Iterator[Progress | Audited]", given: "Reference") -> "Iterator[Progress | Audited]":
-    """Events whose last one also says which of the images given could not be read."""
+def _noted(events: "Iterator[Progress | Audited]", notes: Callable[[], list[str]]) -> "Iterator[Progress | Audited]":
+    """Events whose last one gets the notes that there are by then."""
     from latentworks.metrics.audit import Audited
 
     for event in events:
         if isinstance(event, Audited):
-            event.audit.notes.extend(given.damaged)
+            event.audit.notes.extend(notes())
         yield event
+
+
+def _other_files(folder: Path, training: "Reference") -> list[str]:
+    """A note where the run that a model lies in was trained on other files; a model by itself does not say."""
+    from latentworks.run_folder import read_mark
+
+    known = read_mark(folder.parent / "facts.json").get("data", "")
+    if known in ("", training.source.fingerprint()):
+        return []
+    return ["--data: names, sizes or times of its files are not those of training: copies of images that are not there are not found"]
 
 
 def _details(audited: "Audited") -> Iterator[str]:
