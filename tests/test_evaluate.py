@@ -244,3 +244,13 @@ def test_mistakes_are_one_line(folder, tmp_path, monkeypatch, capsys, arguments,
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_too_little_memory_is_one_line(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise MemoryError("Unable to allocate 47.7 GiB for an array")
+
+    monkeypatch.setattr("latentworks.metrics.card.read_mapping", full)
+    code, out, err = lw(monkeypatch, capsys, "openmoji-64", "--data", tmp_path, "--card", tmp_path / "card.json")
+    assert (code, out) == (2, "")
+    assert err == "lw: not enough memory: ask for fewer or smaller images at once. Unable to allocate 47.7 GiB for an array\n"
