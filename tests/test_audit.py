@@ -342,6 +342,8 @@ def test_a_model_is_audited_at_the_command_line(tiny, data, tmp_path, monkeypatc
     assert "note: damaged images were left out: 1 (a/damaged.png)" in out
     assert "9 of 9 samples are copies" in out
     assert "  1 of train/000.png" in out
+    values = json.loads((tmp_path / "read" / "audit.json").read_text())
+    assert (values["given"], len(values["images"])) == ("copies", 9)
 
 
 def test_mistakes_are_one_line_and_nothing_is_written(tiny, data, tmp_path, monkeypatch, capsys):

@@ -54,7 +54,7 @@ def audit(
     _write(audited, begun.facts, out)
     typer.echo(f"{out / AUDIT}: every sample; {out / SHEET}: the most suspicious beside the nearest training images")
     if card is not None:
-        add_audit(card, {**audited.audit.summary(), **{key: begun.facts[key] for key in ("data", "images", "drawn") if key in begun.facts}})
+        add_audit(card, {**audited.audit.summary(), **{key: begun.facts[key] for key in ("data", "given", "drawn") if key in begun.facts}})
 
 
 def _check(out: Path, card: Path | None, model: str) -> None:
@@ -113,7 +113,7 @@ def _begin(model: str, data: Path, images: Path | None, drawing: dict[str, Any],
         return _Begun(facts, _noted(events, lambda: _other_files(folder, training)))
     source = FolderSource(images, channels=training.source.channels)
     given = Reference(images.resolve().name, source, ImageDataset(source, recipe.plain))
-    facts["images"] = given.name  # they are compared as they are, through no first stage
+    facts["given"] = given.name  # they are compared as they are, through no first stage
     events = audit(read(given, batch), len(source), training, network, held_out=held_out, batch=batch)
     return _Begun(facts, _noted(events, lambda: _other_files(folder, training) + given.damaged))
 
