@@ -257,6 +257,7 @@ def test_a_run_without_weights_that_can_be_read_is_a_page_with_a_note(data, tmp_
         (tmp_path / "model" / "model.safetensors").write_bytes(weights)
     html, notes = report(tmp_path, data)
     assert any(("model.safetensors" if weights else "a run gets one when it stops or ends") in note for note in notes)
+    assert len(notes) == 1, "each thing is said once"
     assert "reconstructions" not in read(html).sections
 
 

@@ -47,7 +47,8 @@ def _size(run: Run, notes: list[str]) -> str:
             try:
                 tensors = read_tensors(folder / "model.safetensors")
             except ValueError as error:
-                notes.append(str(error))
+                if not any(str(error) in note for note in notes):  # what was to be reconstructed may have said so
+                    notes.append(str(error))
                 return ""
             for name, tensor in tensors.items():
                 part = name.partition(".")[0].replace("_", " ")
