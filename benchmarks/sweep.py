@@ -23,7 +23,7 @@ from restoration import pipeline
 
 from latentworks.diffusion.samplers import SAMPLERS
 from latentworks.report.blocks import Charts
-from latentworks.report.documents import sweep
+from latentworks.report.documents import swept
 from latentworks.request import SampleRequest
 
 STEPS, GUIDANCE = (4, 6, 10, 20, 50, 100, 200), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
@@ -39,12 +39,12 @@ def settings(options: argparse.Namespace, sampler: str, steps: int, guidance: fl
             yield {"sampler": sampler, "steps": steps, "guidance": scale}
 
 
-def draw_curves(path: Path) -> None:
+def draw_curves(rows: list[dict[str, Any]]) -> None:
     """The report's charts of the result, as files beside it."""
-    for block in sweep(path, "sweep"):
+    for block in swept(rows, "sweep", "All rows"):
         if isinstance(block, Charts):
             for chart in block.charts:
-                (path.parent / f"sweep-{chart.title.split()[-1]}.svg").write_text(standalone(chart.svg))
+                (RESULTS / f"sweep-{chart.title.split()[-1]}.svg").write_text(standalone(chart.svg))
 
 
 def standalone(svg: str) -> str:
@@ -80,7 +80,7 @@ def main() -> None:
         if not any(all(row[name] == value for name, value in setting.items()) for row in rows):
             rows.append({**setting, **judge.drawn(pipe, SampleRequest(**setting, seed=0, batch=32))})
             save("sweep", rows, **facts)
-    draw_curves(path)
+    draw_curves(rows)
     columns = list(rows[0])
     print(table(columns, [[str(row.get(column, "")) for column in columns] for row in rows]))
     print("\nwritten to", path)

@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from latentworks.runs import train_run
 from toys import ae, classifier, diffusion_model, first_stage_folder, image_folder, ldm, lw
 
 VOID = {"meta", "img", "br", "input", "link"}
+CARD = json.loads((Path(__file__).parents[1] / "reproduction" / "bundled-model" / "openmoji-64.json").read_text(encoding="utf-8"))
 EVIL = '<script>alert("x")</script> & $x$'
 
 
@@ -143,7 +145,7 @@ def test_a_latent_model(latent, data):
     assert "t 0–99" in text
     assert "t 900–999" in text
     assert "lw audit RUN" in text
-    assert "--sweep FILE" in text
+    assert "RUN/sweep-10.json" in text
     assert "Unweighted loss" not in text, "it only repeats the loss here"
     assert sum("by bucket of steps" in label for label in page.charts) == 1
     assert report(latent, data) == report(latent, data), "a second one is the same file"
@@ -229,6 +231,8 @@ def test_mistakes_are_one_line_and_nothing_is_written(first_stage, data, tmp_pat
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "half.json").write_text('{"rows": [1]}')
+    (tmp_path / "odd.json").write_text('{"measurements": []}')
+    (tmp_path / "drew.json").write_text(json.dumps({**CARD, "drawing": None}))
     mistakes = {
         (tmp_path / "none",): "no such folder; give one that `lw train` wrote",
         (tmp_path / "empty",): "holds no recipe.json, so it is no run",
@@ -238,6 +242,8 @@ def test_mistakes_are_one_line_and_nothing_is_written(first_stage, data, tmp_pat
         (first_stage, "--card", tmp_path / "half.json"): "half.json is no evaluation card",
         (first_stage, "--audit", tmp_path / "empty"): "empty holds no audit.json, so it is no audit",
         (first_stage, "--sweep", tmp_path / "half.json"): "half.json is no sweep: it needs rows",
+        (first_stage, "--sweep", tmp_path / "odd.json"): "odd.json is no evaluation card: it has no format",
+        (first_stage, "--sweep", tmp_path / "drew.json"): "drew.json is a card without drawn images, so no part of a sweep",
         (first_stage, "--data", tmp_path / "empty"): "empty",
         (first_stage, "-o", tmp_path): "is a folder: give a file",
     }
@@ -245,7 +251,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(first_stage, data, tmp_pat
         code, out, err = lw(monkeypatch, capsys, "report", *arguments, *(() if "-o" in arguments else ("-o", tmp_path / "out.html")))
         assert (code, out, err.count("\n")) == (2, "", 1), err
         assert line in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "half.json", "list.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["drew.json", "empty", "half.json", "list.json", "odd.json"]
 
 
 @pytest.mark.parametrize("weights", [None, b"damaged"])
@@ -274,6 +280,30 @@ def test_what_is_worth_seeing_is_seen(tmp_path):
     assert "seed 299" in text
     assert "seed 10" not in re.findall(r"seed \d+", text)
     assert "distance over steps: the smallest is 15 at steps 5 (s8 n 100)" in page.charts
+
+
+def test_cards_are_a_sweep_together(tmp_path):
+    """Those in the run and those that are named, in the order of steps; those of other n apart. Other weights and damage are notes."""
+    ae().save(tmp_path / "recipe.json")
+    for steps, value, n in ((20, 30.0, 500), (4, 44.0, 500), (10, 28.0, 500), (50, 99.0, 100), (100, 98.0, 100)):
+        drawing, measurements = {**CARD["drawing"], "steps": steps, "n": n}, [{**CARD["measurements"][0], "value": value, "n": n}]
+        place = tmp_path / ("sweep-4.json" if steps == 4 else f"{steps}.json")
+        place.write_text(json.dumps({**CARD, "drawing": drawing, "measurements": measurements}))
+    (tmp_path / "sweep-6.json").write_text(json.dumps({**CARD, "format": "latentworks-card/9"}))
+    html, notes = report(tmp_path, sweeps=[tmp_path / f"{steps}.json" for steps in (20, 10, 50, 100)])
+    assert "distance over steps: the smallest is 28 at steps 10 (dpmpp_2m guidance 1.5 n 500)" in read(html).charts
+    cells = re.findall(r"\b(?:sweep-)?\d+\.json(?=</td>)", html)
+    assert cells == ["sweep-4.json", "10.json", "20.json", "50.json", "100.json"]
+    assert sum("other weights" in note for note in notes) == len(cells)
+    assert sum("latentworks-card/9" in note for note in notes) == 1
+
+
+def test_the_figures_of_a_card_are_never_folded(tmp_path):
+    ae().save(tmp_path / "recipe.json")
+    (tmp_path / "card.json").write_text(json.dumps({**CARD, "measurements": CARD["measurements"][:1] * 20}))
+    html = report(tmp_path).html
+    assert "<summary>recipe.json" in html
+    assert "<summary>Figures" not in html
 
 
 def test_a_chart():

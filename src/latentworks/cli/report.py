@@ -14,7 +14,7 @@ def report(
     card: Annotated[Path | None, typer.Option(help="An evaluation card. Default: RUN/card.json, if there.")] = None,
     audit: Annotated[Path | None, typer.Option(help="Folder of an audit. Default: RUN/audit, if there.")] = None,
     sweep: Annotated[
-        list[Path] | None, typer.Option(help="A JSON file of distances by sampler, steps and guidance, beside RUN/sweep*.json.")
+        list[Path] | None, typer.Option(help="A card, or a JSON file of distances by sampler, steps and guidance; more in RUN/sweep*.json.")
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The file to write. Default: RUN/report.html.")] = None,
 ) -> None:

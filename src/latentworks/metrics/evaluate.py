@@ -11,7 +11,7 @@ from latentworks.data.transforms import from_tensor
 from latentworks.first_stage import FirstStage
 from latentworks.metrics.distances import bootstrap, fit_gaussian, frechet_between, interval, kid, precision_recall
 from latentworks.metrics.features import FeatureNetwork, Rows, extract
-from latentworks.metrics.measurement import Evaluation, Measurement, Progress
+from latentworks.metrics.measurement import DISTANCE, Evaluation, Measurement, Progress
 from latentworks.metrics.reconstruction import reconstruct
 from latentworks.metrics.reference import Reference, conditions
 from latentworks.pipeline import Drawn, Pipeline
@@ -25,7 +25,7 @@ NEIGHBOURS = 3  # k of precision and recall
 MOST = 10_000  # images a side for precision and recall, whose cost is quadratic
 SUBSET = 1000  # images a subset of KID
 FLOOR = 100  # real images below which their distance to the reference says little
-FEW = "Fréchet distance of as many drawn images"
+FEW = f"{DISTANCE} of as many drawn images"
 """The first of them: the distance of few images is larger, so that of fewer real ones compares with no other."""
 
 
@@ -162,7 +162,7 @@ def _compare(
     yield Progress("distances" + what, 3, 3)
     neighbours = f"k = {NEIGHBOURS}, at most {MOST:,} images a side"
     return [
-        measurement("Fréchet distance", distance, between=interval(distance, resampled) if resampled else None),
+        measurement(DISTANCE, distance, between=interval(distance, resampled) if resampled else None),
         measurement("KID", kernel.mean, f"subsets: {subsets} of {size}"),
         measurement("precision", near.precision, neighbours),
         measurement("recall", near.recall, neighbours),

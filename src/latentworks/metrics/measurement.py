@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-__all__ = ["Evaluation", "Measurement", "Progress"]
+__all__ = ["DISTANCE", "Evaluation", "Measurement", "Progress"]
+
+DISTANCE = "Fréchet distance"
+"""What the distance between drawn and real images is called."""
 
 ENOUGH = 10_000  # below this a Fréchet distance is biased upwards by an amount worth a warning
 

@@ -13,7 +13,7 @@ from latentworks.engine import keep_memory
 from latentworks.first_stage import FirstStage, VQAutoencoder
 from latentworks.metrics.distances import frechet_distance
 from latentworks.metrics.features import FeatureNetwork, Rows, extract
-from latentworks.metrics.measurement import Evaluation, Measurement, Progress
+from latentworks.metrics.measurement import DISTANCE, Evaluation, Measurement, Progress
 from latentworks.metrics.paired import codebook_use, psnr, psnr_non_white, ssim
 from latentworks.metrics.reference import Reference
 
@@ -60,7 +60,7 @@ def reconstruct(
         notes.append(f"features are taken from 1 or 3 channels, these images have {reference.channels}: only paired measures are given")
     elif done > 1:
         distance, against = frechet_distance(originals.features, made_again.features), f"the same images: {reference.name}, {done} images"
-        name, label = "Fréchet distance of reconstructions", f"{network.name} {network.hash[:8]}"
+        name, label = f"{DISTANCE} of reconstructions", f"{network.name} {network.hash[:8]}"
         measurements.append(Measurement(name, distance, done, against, network.resize, network=label))
     if len(codes):
         measurements += _codebook(codes, reference, done)

@@ -5,17 +5,19 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from latentworks.metrics.card import Card, read_card
+from latentworks.metrics.measurement import DISTANCE
 from latentworks.report.blocks import Block, Chart, Charts, Facts, Picture, Pictures, Table, Text
 from latentworks.report.charts import SERIES, Curve, Scale, chart
 from latentworks.report.pictures import embedded
 from latentworks.report.run import read_json
 
-__all__ = ["audit", "card", "sweep"]
+__all__ = ["audit", "card", "sweep", "swept"]
 
 ROWS = 100
 """Rows of a table that are shown at most."""
 
-_APART = ("n", "eta", "seed")
+_APART = ("n", "eta", "seed", "reference", "network")
 """Where rows of a sweep differ in these too, their distances do not compare: they are curves of their own."""
 
 _FIRST = ("name", "value", "unit", "interval", "n", "reference", "sampler", "steps", "guidance", "distance")
@@ -34,7 +36,7 @@ def card(path: Path, own: Collection[str], notes: list[str]) -> list[Block]:
     model = values.get("model")
     _of_others(path.name, model.get("weights") if isinstance(model, dict) else None, own, notes)
     rest = {key: value for key, value in values.items() if key not in ("measurements", "notes", "format")}
-    return [*_table("Figures", measurements), *(Text(f"Note: {_shown(note)}") for note in said), *_blocks(rest)]
+    return [*_table("Figures", measurements, foldable=False), *(Text(f"Note: {_shown(note)}") for note in said), *_blocks(rest)]
 
 
 def _of_others(name: str, weights: object, own: Collection[str], notes: list[str]) -> None:
@@ -65,20 +67,41 @@ def audit(folder: Path, own: Collection[str], notes: list[str]) -> list[Block]:
     return [*blocks, Pictures([("", pictures)])] if pictures else blocks
 
 
-def sweep(path: Path, name: str) -> list[Block]:
+def sweep(path: Path, own: Collection[str], notes: list[str], cards: list[dict[str, Any]], *, name: str) -> list[Block]:
     """Its distances over steps and over guidance, then all its rows. ``name``: of its charts. Raises: ValueError for other files.
 
     The shape: an object with ``rows``, a list of objects; drawn are those with a number in ``distance`` and in ``steps`` or ``guidance``,
-    one curve for each ``sampler`` and value of the other one, and of n, eta and seed where these differ. What else is in the object or
-    a row is shown in words.
+    one curve for each ``sampler`` and value of the other one, and of what else tells distances apart where it differs. What else is in
+    the object or a row is shown in words. An evaluation card is a row to go into ``cards``, of which `swept` makes one sweep; ``own`` and
+    ``notes`` as in `card`.
     """
     values = read_json(path)
+    if "measurements" in values:
+        card = read_card(path)
+        cards.append(_point(path.name, card))
+        _of_others(path.name, card.model.weights, own, notes)
+        return []
     rows = values.get("rows")
     if not _objects(rows):
         raise ValueError(f"{path.name} is no sweep: it needs rows, a list of objects with sampler, steps, guidance and distance")
-    charts = [drawn for over, other in (("steps", "guidance"), ("guidance", "steps")) if (drawn := _swept(rows, over, other, name))]
     rest = {key: value for key, value in values.items() if key not in ("rows", "format")}
-    return [*([Charts(charts)] if charts else []), *_table(f"All of {path.name}", rows), *_blocks(rest)]
+    return [*swept(rows, name, f"All of {path.name}"), *_blocks(rest)]
+
+
+def swept(rows: Sequence[Mapping[str, Any]], name: str, caption: str) -> list[Block]:
+    """The charts of rows, and the rows; nothing of none."""
+    charts = [drawn for over, other in (("steps", "guidance"), ("guidance", "steps")) if (drawn := _swept(rows, over, other, name))]
+    return [*([Charts(charts)] if charts else []), *_table(caption, rows)]
+
+
+def _point(name: str, card: Card) -> dict[str, Any]:
+    """An evaluation card as a row of a sweep. Raises: ValueError for one without drawn images."""
+    distance = next((one for one in card.measurements if one.name == DISTANCE), None)
+    if card.drawing is None or distance is None:
+        raise ValueError(f"{name} is a card without drawn images, so no part of a sweep: leave it out")
+    settings = {key: getattr(card.drawing, key) for key in ("sampler", "steps", "eta", "guidance", "n", "seed")}
+    interval, network = list(distance.interval or ()), f"{card.network.name} {card.network.hash[:8]}"
+    return {**settings, "distance": distance.value, "interval": interval, "reference": distance.reference, "network": network, "card": name}
 
 
 def _swept(rows: Sequence[Mapping[str, Any]], over: str, other: str, name: str) -> Chart | None:
@@ -135,15 +158,15 @@ def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _table(caption: str, rows: Sequence[Mapping[str, Any]]) -> list[Block]:
-    """One table of objects, a column for each key that any has a value for; nothing of no rows."""
+def _table(caption: str, rows: Sequence[Mapping[str, Any]], *, foldable: bool = True) -> list[Block]:
+    """One table of objects, a column for each key that any has a value for; nothing of no rows. Many rows are folded, if ``foldable``."""
     flat = [{key: value for key, value in _flat(row, "") if value not in (None, "")} for row in rows[:ROWS]]
     names = list(dict.fromkeys(key for row in flat for key in row))
     columns = sorted(names, key=lambda key: _FIRST.index(key) if key in _FIRST else len(_FIRST))
     numbers = frozenset(i for i, key in enumerate(columns) if all(_number(row.get(key, 0)) is not None for row in flat))
     more = f" (the first {ROWS} of {len(rows)})" if len(rows) > ROWS else ""
     cells = [[_shown(row.get(key)) for key in columns] for row in flat]
-    return [Table(caption + more, columns, cells, numbers, folded=len(rows) > 12)] if columns else []
+    return [Table(caption + more, columns, cells, numbers, folded=foldable and len(rows) > 12)] if columns else []
 
 
 def _shown(value: Any) -> str:

@@ -6,12 +6,13 @@ from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.resources import files
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from latentworks.recipe import NOUNS
 from latentworks.report.blocks import Block, Missing, Section, Text
-from latentworks.report.documents import audit, card, sweep
+from latentworks.report.documents import audit, card, sweep, swept
 from latentworks.report.history import buckets, curves
 from latentworks.report.pictures import grids, reconstructions
 from latentworks.report.run import Run, read_run
@@ -62,9 +63,12 @@ def _sections(
     of_card = found(card_file, "card.json", partial(card, own=own, notes=notes))  # what can be wrong comes before what takes long
     of_audit = found(audit_folder, "audit", partial(audit, own=own, notes=notes))
     inside = [path.name for path in sorted(run.folder.glob("sweep*.json")) if path.resolve() not in {given.resolve() for given in sweeps}]
-    swept = [block for i, given in enumerate(sweeps) for block in sweep(given, f"given{i}")]
+    cards = list[dict[str, Any]]()
+    read = partial(sweep, own=own, notes=notes, cards=cards)
+    of_sweeps = [block for i, given in enumerate(sweeps) for block in read(given, name=f"given{i}")]
     for i, name in enumerate(inside):
-        swept += found(None, name, partial(sweep, name=f"own{i}"))
+        of_sweeps += found(None, name, partial(read, name=f"own{i}"))
+    of_sweeps += swept(sorted(cards, key=itemgetter("sampler", "steps", "guidance")), "cards", "All cards of the sweep")
     reconstructed = [] if data is None else reconstructions(run, data, notes)
     quoted = run.attribution(data)
     yield Section("summary", "Summary", summary(run, notes))
@@ -72,7 +76,7 @@ def _sections(
     yield Section("buckets", "Losses by step of the process", buckets(run))
     yield Section("grids", "Pictures over time", grids(run, notes))
     yield Section("reconstructions", "Reconstructions and their error", reconstructed)
-    yield Section("sweeps", "Sweeps of guidance and steps", swept)
+    yield Section("sweeps", "Sweeps of guidance and steps", of_sweeps)
     yield Section("card", "Evaluation card", of_card)
     yield Section("audit", "Audit", of_audit)
     yield Section("attribution", "Training images", [Text(quoted, quote=True)] if quoted else [])
@@ -90,7 +94,9 @@ def _missing(run: Run) -> dict[str, Missing]:
         known["reconstructions"] = Missing("Reconstructions and their error", "lw report RUN --data DIR")
         known["card"] = Missing("Evaluation card", "lw evaluate RUN --data DIR --json RUN/card.json")
     if kind == "latent_diffusion":
-        known["sweeps"] = Missing("Sweeps of guidance and steps", "lw report RUN --sweep FILE; docs/report.md says what is in the file")
+        known["sweeps"] = Missing(
+            "Sweeps of guidance and steps", "lw evaluate RUN --data DIR --steps 10 --json RUN/sweep-10.json, then 20, …"
+        )
         known["audit"] = Missing("Audit", "lw audit RUN --data DIR --out RUN/audit")
     return known
 
