@@ -30,8 +30,8 @@ FRONT = "---\nlibrary_name: latentworks\npipeline_tag: text-to-image\nlicense: c
 HEADING = "\n## What it is for, and what not\n"
 DRAWS = """
 It shows what the software does: small emoji-like pictures from names such as "woman astronaut with dark skin tone". It learned from 3,667
-pictures on two processor cores: its first stage in about 18 minutes, its text in 8, the diffusion model in nearly five hours, its decoder
-in more than two, to see past what the diffusion model gets wrong. It knows emoji by the names it read, largely by heart: the audit below
+pictures on two processor cores: its first stage in about 18 minutes, its text in 8, the diffusion model in five and a half hours, its
+decoder in three, to see past what the diffusion model gets wrong. It knows emoji by the names it read, largely by heart: the audit below
 says how many of its samples are copies. People in a skin tone it never saw them in succeed more often than not; other names of the same
 emoji, and anything outside the data, often fail.
 Compare its figures with those of its first stage and of real held-out images below, not with published FIDs: the feature network is another
@@ -65,6 +65,7 @@ SWEEP = """## Samplers, steps and guidance (`benchmarks/sweep.py`)
 
 Fréchet distance of {n} samples, the same captions and seeds everywhere, to all training images: lower is better, and higher than with more
 samples. First by sampler and number of steps at guidance {guidance}, then by guidance with the model's own sampler and steps ({precision}).
+(With the fifth model's weights, see `reproduction/README.md`.)
 """
 
 
@@ -72,8 +73,8 @@ ENLARGED = """## What its pictures are worth (`benchmarks/emoji_128.py`)
 
 Fréchet distance of {n} pictures to all captioned training images of 128 px; how often the emoji named is the nearest to its picture, or
 among the five nearest, for captions without a skin tone; pictures a second from the caption to 128 px, on one core ({precision}). It takes
-its own {steps} steps where no other number stands. "Fine-tuned at 128 px" is `openmoji-64` itself, trained further at that size. All of
-it with the weights of the second bundled `openmoji-64` (`reproduction/README.md`).
+its own {steps} steps where no other number stands. "Fine-tuned at 128 px" is `openmoji-64` itself, trained further at that size.
+(With earlier weights, see `reproduction/README.md`.)
 """
 
 
