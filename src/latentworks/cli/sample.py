@@ -23,6 +23,14 @@ PROMPTS = (
     "woman pilot with medium skin tone",
     "thumbs up with medium-dark skin tone",
     "grinning face",
+    "fox",
+    "octopus",
+    "butterfly",
+    "sunflower",
+    "red apple",
+    "locomotive",
+    "guitar",
+    "rainbow",
 )
 
 
@@ -104,7 +112,7 @@ def demo(
 
     pipeline = load(DEMO)
     pictures, captions = [], []
-    for drawn in _with_progress(pipeline, SampleRequest(prompt=PROMPTS, n=2, enlarge=Path(ENLARGER))):
+    for drawn in _with_progress(pipeline, SampleRequest(prompt=PROMPTS, enlarge=Path(ENLARGER))):
         for pixels, one in zip(drawn.pixels, drawn.requests, strict=True):
             save_image(out, pixels, one)
             pictures.append(picture(pixels, one))
