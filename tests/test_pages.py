@@ -44,3 +44,18 @@ def test_a_page_shows_what_its_commands_drew(page):
 def test_a_model_is_small_and_has_its_card(folder):
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 8e6
     assert "CC BY-SA 4.0" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_options_that_pages_give_to_scripts_are_options_of_theirs():
+    pages = [ROOT / "README.md", *(page for folder in ("docs", "benchmarks", "reproduction") for page in (ROOT / folder).rglob("*.md"))]
+    commands = [
+        found for page in pages for found in re.findall(r"python ((?:benchmarks|reproduction)/\w+\.py)([^`\n]*)", page.read_text("utf-8"))
+    ]
+    assert len(commands) > 40
+    wrong = [
+        f"{script} {option}"
+        for script, rest in commands
+        for option in re.findall(r"(?<!\S)(?:--[a-z-]+|-n)\b", rest)
+        if f'"{option}"' not in (ROOT / script).read_text("utf-8")
+    ]
+    assert wrong == []
