@@ -59,12 +59,14 @@ class Variant(NamedTuple):
 
 VARIANTS = {
     "base": Variant(),
+    "base, seed 1": Variant(("train.seed=1",)),
     "text, 2 layers": Variant((TEXT.format(2, 0, 0),)),
     "text, 2 layers and neighbours": Variant((TEXT.format(2, 2, 0),)),
     "text, 2 layers, neighbours and vector": Variant((TEXT.format(2, 2, 256),)),
     "text, 2 layers, neighbours and vector, changed words": Variant((WORDS,)),
     "eps": Variant(("process.prediction=eps",)),
     "x0": Variant(("process.prediction=x0",)),
+    "x0, seed 1": Variant(("process.prediction=x0", "train.seed=1")),
     "min-SNR 5": Variant(("objective.min_snr=5",)),
     "zero terminal SNR": Variant(("process.zero_terminal_snr=true",)),
     "narrow, 48 channels": Variant(("unet.channels=48", "unet.head_channels=24")),

@@ -74,7 +74,6 @@ ENLARGED = """## What its pictures are worth (`benchmarks/emoji_128.py`)
 Fréchet distance of {n} pictures to all captioned training images of 128 px; how often the emoji named is the nearest to its picture, or
 among the five nearest, for captions without a skin tone; pictures a second from the caption to 128 px, on one core ({precision}). It takes
 its own {steps} steps where no other number stands. "Fine-tuned at 128 px" is `openmoji-64` itself, trained further at that size.
-(With earlier weights, see `reproduction/README.md`.)
 """
 
 
