@@ -65,7 +65,6 @@ SWEEP = """## Samplers, steps and guidance (`benchmarks/sweep.py`)
 
 Fréchet distance of {n} samples, the same captions and seeds everywhere, to all training images: lower is better, and higher than with more
 samples. First by sampler and number of steps at guidance {guidance}, then by guidance with the model's own sampler and steps ({precision}).
-(With the fifth model's weights, see `reproduction/README.md`.)
 """
 
 
