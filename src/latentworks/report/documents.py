@@ -77,9 +77,9 @@ def sweep(path: Path, own: Collection[str], notes: list[str], cards: list[dict[s
     """
     values = read_json(path)
     if "measurements" in values:
-        card = read_card(path)
-        cards.append(_point(path.name, card))
-        _of_others(path.name, card.model.weights, own, notes)
+        found = read_card(path)
+        cards.append(_point(path.name, found))
+        _of_others(path.name, found.model.weights, own, notes)
         return []
     rows = values.get("rows")
     if not _objects(rows):
