@@ -63,6 +63,11 @@ def noisy(images, rng):
     return (images + rng.normal(0, 8, images.shape)).clip(0, 255).astype(np.uint8)
 
 
+def times(count, often=1):
+    """So many images, each nearest to what training shows so often."""
+    return np.full((count, 4), often)
+
+
 def folder(path, **parts):
     """Images in sub-folders of these names."""
     for part, images in parts.items():
@@ -133,11 +138,14 @@ def test_an_image_larger_than_needed_is_reduced_and_a_grey_one_too():
     assert aligned(x[0], x)[:2].max() == pytest.approx(0, abs=1e-5)
 
 
-def test_the_same_picture_saved_once_more_is_no_other_picture(data):
+def test_the_same_picture_saved_once_more_is_no_other_picture_but_counted(tmp_path):
     images = pictures(60, 1)
     thumbs = thumbnails(reduced(images))
     again = (images[3] + np.random.default_rng(0).integers(-2, 3, images[3].shape)).clip(0, 255).astype(np.uint8)
     assert same(thumbnails(reduced(again[None]))[0], thumbs).nonzero().flatten().tolist() == [3]
+    path = folder(tmp_path, train=[*images, again, again], held_out=images[:1])
+    found = ended(album(reference(path, "train"), Coarse(), "training images"))
+    assert kin(found.features[3], found.pixels([3])[0], found, None).times[:3].tolist() == [3, 3, 3], "two of them equal"
 
 
 def test_equal_images_are_one_that_is_counted(tmp_path):
@@ -150,6 +158,7 @@ def test_equal_images_are_one_that_is_counted(tmp_path):
     assert torch.equal(found.pixels([4, 2]), reduced(images[[4, 2]]))
     near = kin(found.features[2], found.pixels([2])[0], found, None)
     assert near.places[:3] == [2, 2, 2]
+    assert near.times[:3].tolist() == [3, 3, 3]
     assert (near.first[:3] < 1e-2).all()
     assert (near.following > 0.1).all()
     alone = kin(found.features[2], found.pixels([2])[0], found, None, of=found)
@@ -169,25 +178,39 @@ def test_the_rule_keeps_to_its_level_on_images_it_has_not_seen():
     """Where nearness in one space says nothing of another, which is the worst case."""
     rng = np.random.default_rng(0)
     for count in (20, 40, 100, 400):
-        flagged = [calibrate(rng.random((count, 4))).copies(rng.random((500, 4))).mean() for _ in range(60)]
+        flagged = [calibrate(rng.random((count, 4)), times(count)).copies(rng.random((500, 4)), times(500)).mean() for _ in range(60)]
         assert np.mean(flagged) <= LEVEL + 0.01
         assert allowed(count) / count <= LEVEL
-        wrong = checked(rng.random((count, 4)))
+        wrong = checked(rng.random((count, 4)), times(count))
         assert count == 20 if wrong is None else wrong <= LEVEL * count + 3 * (LEVEL * count) ** 0.5
     assert np.mean(flagged) < 0.047  # aims lower where it can
     with pytest.raises(ValueError, match=r"18 real images are too few .* 20 are needed"):
-        calibrate(np.ones((18, 4)))
+        calibrate(np.ones((18, 4)), times(18))
 
 
 def test_a_copy_in_one_space_is_a_copy_and_twins_in_it_do_not_hide_those_of_another():
     real = np.random.default_rng(0).uniform(0.2, 1, (200, 4))
     real[:20, 3] = 0  # a tenth of real images are mirror images of training images
-    rule = calibrate(real)
+    rule = calibrate(real, times(200))
     new = np.array([[0.02, 0.9, 0.9, 0.9], [0.9, 0.1, 0.9, 0.9], [0.9, 0.9, 0.1, 0.9], [0.9, 0.9, 0.9, 0.01], [0.5, 0.5, 0.5, 0.5]])
-    assert rule.copies(new).tolist() == [True, True, True, False, False]
-    assert checked(real) <= LEVEL * 200
-    assert checked(real[:20]) is None, "too few without any of them"
-    assert not calibrate(np.zeros((40, 4))).copies(np.zeros((3, 4))).any(), "all real images are training images"
+    assert rule.copies(new, times(5)).tolist() == [True, True, True, False, False]
+    assert checked(real, times(200)) <= LEVEL * 200
+    assert checked(real[:20], times(20)) is None, "too few without any of them"
+    assert not calibrate(np.zeros((40, 4)), times(40)).copies(np.zeros((3, 4)), times(3)).any(), "all real images are training images"
+
+
+def test_what_training_repeats_is_a_copy_at_a_larger_ratio_and_the_rule_keeps_to_its_level():
+    """With a fifth of real images nearest to repeated ones."""
+    rng = np.random.default_rng(0)
+    repeats = [np.where(rng.random((500, 1)) < 0.2, 50, 1) * times(500) for _ in range(121)]
+    rules = [calibrate(rng.random((500, 4)), known) for known in repeats[:60]]
+    flagged = [rule.copies(rng.random((500, 4)), known).mean() for rule, known in zip(rules, repeats[60:120], strict=True)]
+    assert np.mean(flagged) <= LEVEL
+    assert checked(rng.random((500, 4)), repeats[120]) <= LEVEL * 500 + 3 * (LEVEL * 500) ** 0.5
+    rough = np.full((1, 4), 0.03)
+    found = [np.mean([rule.copies(rough, times(1, often))[0] for rule in rules]) for often in (1, 50)]
+    assert found[0] < 0.1
+    assert found[1] > 0.9
 
 
 @pytest.mark.parametrize(("count", "of"), [(0, 10), (3, 10), (500, 500), (17, 400)])
@@ -235,7 +258,7 @@ def test_new_images_are_no_copies(tmp_path):
 def test_few_samples_say_little(copies, of, said):
     match = {"pixels": Match("a", 0.1, 0.1, 2.0)}
     verdicts = [Verdict(str(i), i < copies, 2.0, "pixels", match) for i in range(of)]
-    found = Audit(verdicts, calibrate(np.random.default_rng(0).random((20, 4))), 20, "held-out images", None, {"a": 1})
+    found = Audit(verdicts, calibrate(np.random.default_rng(0).random((20, 4)), times(20)), 20, "held-out images", None, {"a": 1})
     assert found.words.startswith(said)
     assert "which cannot be copies" not in found.words, "20 real images are too few to see how many would be taken for copies"
 

@@ -16,7 +16,7 @@ from latentworks.data.sources import convert_depth
 from latentworks.data.transforms import from_tensor
 from latentworks.engine import keep_memory
 from latentworks.first_stage import FirstStage
-from latentworks.metrics.copying import Audit, Match, Rule, Values, Verdict, allowed, calibrate, checked
+from latentworks.metrics.copying import Audit, Match, Rule, Times, Values, Verdict, allowed, calibrate, checked
 from latentworks.metrics.features import FeatureNetwork, collect, extract
 from latentworks.metrics.measurement import Progress
 from latentworks.metrics.near import SPACES, Album, Kin, kin, reduced, thumbnails
@@ -122,14 +122,14 @@ def audit(
     known = yield from album(training, network, "training images", through)
     others = None if held_out is None else (yield from album(held_out, network, "held-out images", through))
     real = yield from _real(known, others)
-    rule = calibrate(real.values)
+    rule = calibrate(real.values, real.times)
     verdicts, worst = yield from _judged(samples, n, batch, network, known, others, rule)
     if not verdicts:
         raise ValueError("no images to audit: the folder or the sample is empty")
     if rule.limit * len(real.values) < POWERLESS:
         real.notes.append("some of these real images are as near to training images as copies are: only exact copies can be told from them")
     notes = real.notes + training.damaged + (held_out.damaged if held_out is not None else [])
-    found = Audit(verdicts, rule, len(real.values), real.what, checked(real.values), _times(known, verdicts), notes)
+    found = Audit(verdicts, rule, len(real.values), real.what, checked(real.values, real.times), _times(known, verdicts), notes)
     yield Audited(found, [_suspect(verdicts[-i - 1], x, near, known) for _, i, x, near in sorted(worst, reverse=True)])
 
 
@@ -155,9 +155,10 @@ def _judged(
 
 
 class _Real(NamedTuple):
-    """The values of real images, what these are, and what else there is to say of them."""
+    """The values of real images, how often training has what they are nearest to, what they are, and what else there is to say of them."""
 
     values: Values
+    times: Times
     what: str
     notes: list[str]
 
@@ -178,10 +179,11 @@ def _real(known: Album, others: Album | None) -> Generator[Progress, None, _Real
     rows = []
     for place in chosen:
         near = kin(of.features[place], of.pixels([place])[0], known, others, of=of)
-        rows.append(near.ratios)
+        rows.append((near.ratios, near.times))
         if len(rows) % CHUNK == 0 or len(rows) == len(chosen):
             yield Progress("real images", len(rows), len(chosen))
-    return _Real(np.stack(rows), what, notes)
+    values, times = (np.stack(column) for column in zip(*rows, strict=True))
+    return _Real(values, times, what, notes)
 
 
 def _fresh(known: Album, others: Album) -> list[int]:
@@ -191,7 +193,7 @@ def _fresh(known: Album, others: Album) -> list[int]:
 
 
 def _verdict(name: str, near: Kin, known: Album, rule: Rule) -> Verdict:
-    scores = rule.scores(near.ratios[None])[0]
+    scores = rule.scores(near.ratios[None], near.times[None])[0]
     rows = zip(SPACES, near.places, near.first, near.ratios, scores, strict=True)
     matches = {space: Match(known.names[place], *map(float, numbers)) for space, place, *numbers in rows}
     closest = SPACES[int(scores.argmax())]

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-__all__ = ["LEAST", "LEVEL", "Audit", "Copied", "Match", "Rule", "Values", "Verdict", "allowed", "calibrate", "checked", "wilson"]
+__all__ = ["LEAST", "LEVEL", "Audit", "Copied", "Match", "Rule", "Times", "Values", "Verdict", "allowed", "calibrate", "checked", "wilson"]
 
 LEVEL = 0.05
 """At most this share of real images may be taken for copies."""
@@ -27,6 +27,9 @@ _WEIGHTS = np.array([0.3, 1.0, 0.5, 0.2])  # how much of what may be taken for c
 Values = Float[np.ndarray, "n 4"]
 """`near.Kin.ratios` of images, a row each."""
 
+Times = Int[np.ndarray, "n 4"]
+"""`near.Kin.times` of images, a row each."""
+
 
 class Rule(NamedTuple):
     """The values of real images, sorted in each space, and the chance from which on an image is a copy."""
@@ -34,26 +37,27 @@ class Rule(NamedTuple):
     real: Float[np.ndarray, "h 4"]
     limit: float
 
-    def chances(self, values: Values, own: bool = False) -> Float[np.ndarray, "n 4"]:
+    def chances(self, values: Values, times: Times, own: bool = False) -> Float[np.ndarray, "n 4"]:
         """The share of real images that are as near in each space, over its weight. Nearer than all of them, it falls with the value.
 
-        ``own``: the images are these real ones, each beside the others.
+        What training shows k times is copied sooner (arXiv:2301.13188), so a nearest picture that it has so often has 1 + ln k times the
+        weight (weighted p-values: doi:10.1214/09-STS289). ``own``: the images are these real ones, each beside the others.
         """
         pairs = zip(self.real.T, values.T, strict=True)
         places = np.stack([np.searchsorted(real, column, side="right") for real, column in pairs], axis=1) - own
         least = np.where(own & (values <= self.real[0]), self.real[1], self.real[0])
         beyond = np.divide(values, least, out=np.ones_like(values), where=(values < least) & (least > 0))
-        chances: np.ndarray = (places + 1) * beyond / (len(self.real) + 1 - own) / _WEIGHTS
+        chances: np.ndarray = (places + 1) * beyond / (len(self.real) + 1 - own) / (_WEIGHTS * (1 + np.log(times)))
         return chances
 
-    def scores(self, values: Values) -> Float[np.ndarray, "n 4"]:
+    def scores(self, values: Values, times: Times) -> Float[np.ndarray, "n 4"]:
         """In each space; an image whose largest score is 1 or more is a copy."""
-        scores: np.ndarray = self.limit / np.maximum(self.chances(values), 1e-9)
+        scores: np.ndarray = self.limit / np.maximum(self.chances(values, times), 1e-9)
         return scores
 
-    def copies(self, values: Values) -> Bool[np.ndarray, " n"]:
+    def copies(self, values: Values, times: Times) -> Bool[np.ndarray, " n"]:
         """Which images are copies."""
-        flagged: np.ndarray = self.scores(values).max(axis=1) >= 1
+        flagged: np.ndarray = self.scores(values, times).max(axis=1) >= 1
         return flagged
 
 
@@ -68,19 +72,19 @@ def allowed(count: int) -> int:
     return max(min(_SURELY, math.floor(LEVEL * (count + 1))), math.floor(_AIM * (count + 1)))
 
 
-def calibrate(values: Values) -> Rule:
+def calibrate(values: Values, times: Times) -> Rule:
     """The rule that real images set: the widest that takes no more than `allowed` of them for copies, each beside the others.
 
     Raises: as `allowed`.
     """
     most = allowed(len(values))
     rule = Rule(np.sort(values, axis=0), 1.0)
-    chances = np.sort(rule.chances(values, own=True).min(axis=1))
+    chances = np.sort(rule.chances(values, times, own=True).min(axis=1))
     limits = [chance for chance in chances[:most] if np.searchsorted(chances, chance, side="right") <= most]
     return rule._replace(limit=float(limits[-1] if limits else chances[0] / 2))
 
 
-def checked(values: Values, seed: int = 0) -> int | None:
+def checked(values: Values, times: Times, seed: int = 0) -> int | None:
     """How many real images are taken for copies, each by a rule of others: what the rule does to images it has not seen.
 
     None where these others would be too few for a rule.
@@ -88,7 +92,8 @@ def checked(values: Values, seed: int = 0) -> int | None:
     parts = np.array_split(np.random.default_rng(seed).permutation(len(values)), min(_PARTS, len(values)))
     if len(values) - len(parts[0]) < LEAST:
         return None
-    return sum(int(calibrate(np.delete(values, part, axis=0)).copies(values[part]).sum()) for part in parts)
+    rules = (calibrate(np.delete(values, part, axis=0), np.delete(times, part, axis=0)) for part in parts)
+    return sum(int(rule.copies(values[part], times[part]).sum()) for rule, part in zip(rules, parts, strict=True))
 
 
 def wilson(count: int, of: int, z: float = 1.96) -> tuple[float, float]:

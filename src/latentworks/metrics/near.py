@@ -37,12 +37,14 @@ class Album(NamedTuple):
 
 
 class Kin(NamedTuple):
-    """Of one image, in each of `SPACES`: the place of the nearest training image, its distance, and that of the next real image.
+    """Of one image, in each of `SPACES`: the place of the nearest training image, how often training has that picture, its distance, and
+    that of the next real image.
 
     The next one is another training image, not the nearest saved once more, or a held-out one.
     """
 
     places: list[int]
+    times: Int[np.ndarray, "4"]
     first: Float[np.ndarray, "4"]
     following: Float[np.ndarray, "4"]
 
@@ -164,16 +166,16 @@ def kin(
     thumb = thumbnails(x[None])[0]
     places, values = _distances(features, x, training, same(thumb, training.thumbs) if of is training else None)
     nearest = values.argmin(dim=1)
-    following = values.clone()
-    for space, place in enumerate(places[nearest].tolist()):
-        following[space, same(training.thumbs[place], training.thumbs[places])] = torch.inf
+    of_training = places[nearest].tolist()
+    twins = torch.stack([same(training.thumbs[place], training.thumbs) for place in of_training])
+    following = values.masked_fill(twins[:, places], torch.inf)
     others = following.min(dim=1).values
     if held_out is not None:
         _, elsewhere = _distances(features, x, held_out, same(thumb, held_out.thumbs) if of is held_out else None)
         others = torch.minimum(others, elsewhere.min(dim=1).values) if elsewhere.shape[1] else others
     others = torch.where(others.isinf(), values.max(dim=1).values, others)  # nothing but the same picture was found
     first = values.min(dim=1).values
-    return Kin(places[nearest].tolist(), first.double().numpy(), others.double().numpy())
+    return Kin(of_training, twins.numpy() @ training.times, first.double().numpy(), others.double().numpy())
 
 
 def _distances(
