@@ -28,8 +28,8 @@ from latentworks.types import Batch
 __all__ = ["A100_PEAK", "A100_SPEED", "STEPS", "V100_PER_A100", "Constant", "Twin", "run_seconds", "seconds_of_steps", "twin", "v100_days"]
 
 A100_PEAK, A100_SPEED = 156e12, 30e12
-"""Operations a second of one A100: its TF32 peak, and what is assumed of it. The diffusion models of Table 18 then cost 0.65 to 1.25 times
-what the table says; its two first stages 0.3 to 0.4 times, whose batch over all processes is not published."""
+"""Operations a second of one A100: its TF32 peak, and what is assumed of it. The diffusion models of Table 18 then cost 0.65 to 1.23 times
+what the table says; its two first stages 0.40 and 0.28 times, whose batch over all processes is not published."""
 
 V100_PER_A100 = 2.2  # the paper's rule, Table 18
 STEPS, WARM_UP = 20, 4
