@@ -8,6 +8,9 @@ all captioned training images; how often the emoji named is nearest, or among th
 alone); pictures a second while drawing; steps taken. Rows of an earlier call, measured alike, stay in the result. Variants that are in
 `--runs` already are measured, not trained again.
 
+A decoder that learned on noisier latents draws better what a net of half an hour makes, so only rows of one decoder compare. `--decoder`
+draws through that of another model; its folder's name stands in the row. "own" are rows of variants with a first stage of their own.
+
 Half an hour is as many steps as the machine has time for. Where another one goes on with rows that are there, `--steps` trains a variant
 whose steps cost as much as the base's for as many as the base's row has (1,438).
 
@@ -68,11 +71,14 @@ VARIANTS = {
     "x0": Variant(("process.prediction=x0",)),
     "x0, seed 1": Variant(("process.prediction=x0", "train.seed=1")),
     "min-SNR 5": Variant(("objective.min_snr=5",)),
+    "min-SNR 5, seed 1": Variant(("objective.min_snr=5", "train.seed=1")),
     "zero terminal SNR": Variant(("process.zero_terminal_snr=true",)),
+    "zero terminal SNR, seed 1": Variant(("process.zero_terminal_snr=true", "train.seed=1")),
     "narrow, 48 channels": Variant(("unet.channels=48", "unet.head_channels=24")),
     "wide, 96 channels": Variant(("unet.channels=96",)),
     "AdamW": Variant(("train.optimiser=adamw", "train.lr=5e-4")),
     "flips": Variant(("data.flip=true", "variants=2")),
+    "flips, seed 1": Variant(("data.flip=true", "variants=2", "train.seed=1")),
     "KL, f = 4, 4 channels": Variant((), ()),
     "KL, f = 4, 8 channels": Variant((), ("first_stage.latent_channels=8",)),
     "KL, f = 8, 4 channels": Variant(F8, ("first_stage.multipliers=[1,2,2,2]",)),
@@ -146,10 +152,13 @@ def measured(names: Sequence[str], options: argparse.Namespace) -> Iterator[dict
         seconds = None if options.steps else 60 * options.minutes
         run = trained(recipe, options, options.runs / folder_of(name), seconds, stage)
         pipe = pipeline(str(run / "model"), precision=options.precision)
+        if options.decoder is not None:
+            pipe.model.first_stage.take_decoder(load_first_stage(str(options.decoder)))
         request = SampleRequest(guidance=GUIDANCE, sampler=pipe.defaults.sampler, steps=STEPS, seed=SEED, batch=32)
         steps = json.loads((run / "last.json").read_text())["step"]
         drawn_on = f"{machine()['cpu']}, {options.precision}"
-        yield {"variant": name, "steps": steps, **judge.drawn(pipe, request), "drawn on": drawn_on, **stage_figures}
+        decoder = "own" if variant.stage is not None else "openmoji-64" if options.decoder is None else options.decoder.name
+        yield {"variant": name, "decoder": decoder, "steps": steps, **judge.drawn(pipe, request), "drawn on": drawn_on, **stage_figures}
 
 
 def main() -> None:
@@ -160,6 +169,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="of training a variant (default: 30)")
     parser.add_argument("--steps", type=int, help="of training a variant, instead of the minutes")
     parser.add_argument("--stage-steps", type=int, default=3000, help="of training a first stage (default: 3000)")
+    parser.add_argument(
+        "--decoder", type=Path, help="a model with the bundled encoder, through whose decoder to draw (default: the bundled one)"
+    )
     parser.add_argument("-n", type=int, default=500, help="captions (default: 500)")
     parser.add_argument("--precision", default="float32", choices=["float32", "bf16"], help="of drawing (default: float32)")
     options = parser.parse_args()
@@ -168,7 +180,7 @@ def main() -> None:
     for row in measured(options.variants, options):
         result = json.loads(path.read_text()) if path.is_file() else {}
         kept = result.get("rows", []) if all(result.get(name) == value for name, value in facts.items()) else []
-        rows = [other for other in kept if other["variant"] != row["variant"]] + [row]
+        rows = [other for other in kept if (other["variant"], other["decoder"]) != (row["variant"], row["decoder"])] + [row]
         save("comparison", rows, **facts)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     print(table(columns, [[str(row.get(column, "")) for column in columns] for row in rows]))
