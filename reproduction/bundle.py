@@ -53,15 +53,15 @@ What the text understands is the row of the latent likest to the caption, by wha
 """
 COMPARISON = """## What was compared before (`benchmarks/comparison.py`)
 
-One change each of the first recipe with Muon ("base": text transformer of 4 layers, v, first stage KL, f = 4, 4 channels), 30 minutes of one
-core, or as many steps as base took in them; a second seed where rows are close. Distances of 500 samples, which are higher than those of
-more; captions as above, fewer. Images/s compare with rows drawn on the same processor.
+One change each of the first recipe with Muon ("base": text transformer of 4 layers, v, first stage KL, f = 4, 4 channels), 30 minutes of
+one core, or as many steps as base took in them; a second seed where rows are close. Distances of 500 samples, which are higher than those
+of more; captions as above, fewer. Images/s compare with rows drawn on the same processor.
 
 Rows compare where the decoder is the same. "first" and "second" are those of the first two bundled models, "openmoji-64" is the present
 one: each learned on less noise than the one before, and so draws worse what a net makes of half an hour, which is far off. Base, trained
 once and drawn through all three, has 61.2 (its row, of an earlier run, says 60.5), 67.4 and 73.9. With seed 1, whose captions were not
-kept, base has 68.9 and x0 67.9 through the second: v and x0 are alike. "own" are decoders of first stages that a variant has of its own, of 3,000
-steps; those of f = 4 compare with "KL, f = 4, 4 channels".
+kept, base has 68.9 and x0 67.9 through the second: v and x0 are alike. "own" are decoders of first stages that a variant has of its own,
+of 3,000 steps; those of f = 4 compare with "KL, f = 4, 4 channels".
 """
 
 
