@@ -59,9 +59,12 @@ of more; captions as above, fewer. Images/s compare with rows drawn on the same 
 
 Rows compare where the decoder is the same. "first" and "second" are those of the first two bundled models, "openmoji-64" is the present
 one: each learned on less noise than the one before, and so draws worse what a net makes of half an hour, which is far off. Base, trained
-once and drawn through all three, has 61.2 (its row, of an earlier run, says 60.5), 67.4 and 73.9. With seed 1, whose captions were not
-kept, base has 68.9 and x0 67.9 through the second: v and x0 are alike. "own" are decoders of first stages that a variant has of its own,
-of 3,000 steps; those of f = 4 compare with "KL, f = 4, 4 channels".
+once and drawn through all three, has 61.2 (its row, of an earlier run, says 60.5), 67.4 and 73.9. "own" are decoders of first stages that
+a variant has of its own, of 3,000 steps; those of f = 4 compare with "KL, f = 4, 4 channels".
+
+Two seeds of one variant are up to six apart (through the second decoder base also had 68.9, x0 67.9 with seed 1, whose captions were not
+kept). So v, x0, min-SNR and zero terminal SNR are not told apart by distance, nor are KL and VQ, of one seed each; by captions min-SNR is
+worse than the others with both seeds.
 """
 
 
