@@ -38,7 +38,7 @@ FIRST_STAGE = "openmoji-64"
 RECIPE = "unconditional-64"
 FEW, TIMES, FILES = 20, 50, 2000  # images that are repeated, how often, and files in all
 TRAINING = ["train.optimiser=muon", "train.lr=2e-3", "intervals.evaluate=1000000", "intervals.checkpoint=1000000"]
-OVERFITTED, NOISE, SEED = 50, 0.1, 0
+OVERFITTED, NOISE = 50, 0.1
 PARTS = ("overfitted", "repeated", "real")
 
 
@@ -55,10 +55,10 @@ def folder(path: Path, data: Path, entries: list[tuple[Entry, int]]) -> Path:
     return path
 
 
-def chosen(data: Path, count: int) -> list[Entry]:
+def chosen(data: Path, count: int, seed: int) -> list[Entry]:
     """So many training images, by chance."""
     entries = [entry for entry in list_folder(data).entries if entry.split == "train"]
-    return [entries[i] for i in np.random.default_rng(SEED).choice(len(entries), count, replace=False)]
+    return [entries[i] for i in np.random.default_rng(seed).choice(len(entries), count, replace=False)]
 
 
 def trained(path: Path, steps: int) -> Path:
@@ -90,10 +90,10 @@ def audited(samples: Iterator[Sample], n: int, training: Reference, held_out: Re
 
 def overfitted(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """All samples of a model of few images are copies."""
-    path = folder(work / "overfitted", options.data, [(entry, 1) for entry in chosen(options.data, OVERFITTED)])
+    path = folder(work / "overfitted", options.data, [(entry, 1) for entry in chosen(options.data, OVERFITTED, options.seed)])
     training, held_out = parts(path)
     pipeline = load(trained(path, 2 * options.steps))
-    samples = drawn(pipeline, training, SampleRequest(n=options.n, seed=SEED))
+    samples = drawn(pipeline, training, SampleRequest(n=options.n, seed=options.seed))
     found = audited(samples, options.n, training, held_out, pipeline.model.first_stage)
     return {
         "part": "overfitted",
@@ -105,11 +105,11 @@ def overfitted(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 def repeated(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Copies of the images that a model saw often."""
-    entries = chosen(options.data, FEW + FILES - FEW * TIMES)
+    entries = chosen(options.data, FEW + FILES - FEW * TIMES, options.seed)
     path = folder(work / "repeated", options.data, [(entry, TIMES if i < FEW else 1) for i, entry in enumerate(entries)])
     training, held_out = parts(path)
     pipeline = load(trained(path, options.steps))
-    samples = list(drawn(pipeline, training, SampleRequest(n=options.n, seed=SEED)))
+    samples = list(drawn(pipeline, training, SampleRequest(n=options.n, seed=options.seed)))
     found = audited(iter(samples), options.n, training, held_out, pipeline.model.first_stage)
     names = {f"{Path(entry.name).stem}-0.png" for entry in entries[:FEW]}
     copies = of_the_few(samples, training, names)
@@ -143,7 +143,7 @@ def real(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Held-out images, and training images through the first stage."""
     training, held_out = parts(options.data)
     count = min(options.n, len(training.source))
-    picked = np.random.default_rng(SEED).choice(len(training.source), count, replace=False).tolist()
+    picked = np.random.default_rng(options.seed).choice(len(training.source), count, replace=False).tolist()
     first_stage = load_model(FIRST_STAGE).first_stage.eval()
     found = audited(rebuilt(first_stage, training, picked), count, training, held_out, first_stage)
     what = f"{found.real} real images taken for copies"
@@ -165,17 +165,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder `lw data openmoji` wrote")
     parser.add_argument("--steps", type=int, default=1500, help="of training (default: 1500)")
     parser.add_argument("--n", type=int, default=200, help="samples of each part")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of images and of the samples (default: 0)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     run = {"overfitted": overfitted, "repeated": repeated, "real": real}
     with TemporaryDirectory() as work:
         found = {part: run[part](options, Path(work)) for part in options.parts}
-    alike = {"steps": options.steps, "n": options.n, "first_stage": FIRST_STAGE, "recipe": RECIPE}
-    earlier = json.loads(path.read_text()) if (path := RESULTS / "audit.json").is_file() else {}
+    alike = {"steps": options.steps, "n": options.n, "seed": options.seed, "first_stage": FIRST_STAGE, "recipe": RECIPE}
+    name = f"audit_{options.seed}" if options.seed else "audit"
+    earlier = json.loads(path.read_text()) if (path := RESULTS / f"{name}.json").is_file() else {}
     kept = {row["part"]: row for row in earlier["rows"]} if alike.items() <= earlier.items() else {}
     rows = [(kept | found)[part] for part in PARTS if part in kept | found]
     print(table(("", "share", "verdict"), [(row["what"], f"{row['share']:.1%}", row["verdict"]) for row in rows]))
-    print("written to", save("audit", rows, **alike))
+    print("written to", save(name, rows, **alike))
 
 
 if __name__ == "__main__":

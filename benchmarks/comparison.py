@@ -80,10 +80,12 @@ VARIANTS = {
     "flips": Variant(("data.flip=true", "variants=2")),
     "flips, seed 1": Variant(("data.flip=true", "variants=2", "train.seed=1")),
     "KL, f = 4, 4 channels": Variant((), ()),
+    "KL, f = 4, 4 channels, seed 1": Variant(("train.seed=1",), ("train.seed=1",)),
     "KL, f = 4, 8 channels": Variant((), ("first_stage.latent_channels=8",)),
     "KL, f = 8, 4 channels": Variant(F8, ("first_stage.multipliers=[1,2,2,2]",)),
     "KL, f = 8, 16 channels": Variant(F8, ("first_stage.multipliers=[1,2,2,2]", "first_stage.latent_channels=16")),
     "VQ, f = 4, 4 channels": Variant((), (), "openmoji-64-ae-vq"),
+    "VQ, f = 4, 4 channels, seed 1": Variant(("train.seed=1",), ("train.seed=1",), "openmoji-64-ae-vq"),
     "KL, f = 4, equivariant": Variant((), ("objective.equivariance=0.5",)),
 }
 
