@@ -63,8 +63,8 @@ once and drawn through all three, has 61.2 (its row, of an earlier run, says 60.
 a variant has of its own, of 3,000 steps; those of f = 4 compare with "KL, f = 4, 4 channels".
 
 Two seeds of one variant are up to six apart (through the second decoder base also had 68.9, x0 67.9 with seed 1, whose captions were not
-kept). So v, x0, min-SNR and zero terminal SNR are not told apart by distance, nor are KL and VQ, of one seed each; by captions min-SNR is
-worse than the others with both seeds.
+kept). So v, x0, min-SNR and zero terminal SNR are not told apart by distance, nor are KL and VQ; by captions min-SNR is worse than the
+others with both seeds.
 """
 
 
